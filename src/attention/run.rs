@@ -1,0 +1,253 @@
+//! The work itself: tokenise, batch, run, gather, in corpus order.
+//!
+//! Texts of a batch lie end to end without padding, so a batch costs its tokens whatever their lengths:
+//! texts are taken in the order given, and finished ones can be handed on at once.
+
+use std::path::Path;
+
+use super::cache::{self, Store};
+use super::gather::{Shape, gather};
+use super::options::{Aggregation, Attend};
+use super::prepare::Prepared;
+use super::window::window_of_probe;
+use super::{Attended, AttendedText, store};
+use crate::corpus::Document;
+use crate::error::{Error, Result};
+use crate::model::{Batch, Capture, CapturedText, Model, Want};
+use crate::progress::{Progress, check_interrupt};
+use crate::provenance::{Provenance, content_hash};
+
+/// Texts handed on together even where all come from the cache.
+const GROUP_TEXTS: usize = 64;
+
+impl Model {
+    /// Received attention and probe rows of every document.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for options outside their range, [`Error::Interrupted`], and what the tokenizer and
+    /// the model report.
+    pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
+        let mut texts = Vec::with_capacity(documents.len());
+        run(self, documents, options, 0, &mut |text| {
+            texts.push(text);
+            Ok(())
+        })?;
+        let shape = shape(self);
+        Ok(Attended {
+            model: self.name().into(),
+            hash: self.hash().into(),
+            layers: shape.layers,
+            heads: shape.heads,
+            per: options.per,
+            texts,
+            provenance: provenance(self, documents, options),
+        })
+    }
+
+    /// As [`Model::attend`], written to `path` (`.jsonl` or `.parquet`) without keeping all texts in memory.
+    ///
+    /// Finished texts are appended to `path` + `.partial`, which becomes `path` when all are done. If such a
+    /// file is there already, its texts are kept and work continues after them. Whole matrices
+    /// ([`Attend::map`]) are not written.
+    ///
+    /// # Errors
+    /// As [`Model::attend`]; [`Error::Option`] for another extension, [`Error::Stopped`] when the partial file
+    /// was made with another model, corpus or other options, or is being written by another process.
+    pub fn attend_to_file(
+        &self,
+        documents: &[Document],
+        options: &Attend,
+        path: impl AsRef<Path>,
+    ) -> Result<()> {
+        let provenance = provenance(self, documents, options);
+        let mut partial = store::Partial::open(path.as_ref(), documents, &provenance)?;
+        run(self, documents, options, partial.done(), &mut |text| partial.append(&text))?;
+        partial.finish()
+    }
+}
+
+fn shape(model: &Model) -> Shape {
+    Shape { layers: model.config().layers, heads: model.config().heads }
+}
+
+fn context(model: &Model, options: &Attend) -> Result<usize> {
+    let most = model.config().max_positions;
+    match options.context {
+        None => Ok(most),
+        Some(tokens) if (2..=most).contains(&tokens) => Ok(tokens),
+        Some(tokens) => Err(Error::option("context", tokens, format!("2 to {most}, the model's own"))),
+    }
+}
+
+/// Model, corpus and options of a result.
+fn provenance(model: &Model, documents: &[Document], options: &Attend) -> Provenance {
+    let context = options.context.unwrap_or(model.config().max_positions);
+    let mut provenance = Provenance::new(&options.command).model(model.name(), model.hash());
+    for (name, value) in options.describe(context) {
+        provenance = provenance.option(name, value);
+    }
+    provenance.option("corpus", corpus_hash(documents))
+}
+
+/// Changes with any id, text or fact.
+pub(crate) fn corpus_hash(documents: &[Document]) -> String {
+    content_hash(documents.iter().flat_map(|d| {
+        let spans = d.spans.iter().map(|s| format!("{} {} {}\n", s.field, s.start, s.end));
+        [d.id.clone(), d.text.clone(), spans.collect()]
+    }))
+}
+
+/// Measures `documents[skip..]` and gives each text to `each`, in order.
+fn run(
+    model: &Model,
+    documents: &[Document],
+    options: &Attend,
+    skip: usize,
+    each: &mut dyn FnMut(AttendedText) -> Result<()>,
+) -> Result<()> {
+    let shape = shape(model);
+    options.heads.check(shape.layers, shape.heads)?;
+    let context = context(model, options)?;
+    if options.batch_tokens == 0 {
+        return Err(Error::option("batch_tokens", 0, "at least 1"));
+    }
+    let mut todo = Vec::with_capacity(documents.len() - skip);
+    for document in &documents[skip..] {
+        check_interrupt()?;
+        todo.push(Prepared::new(model.tokenizer(), document, options, context)?);
+        if !options.maps.is_empty() && todo.last().is_some_and(|p| p.windows.len() > 1) {
+            let message =
+                format!("text {}: whole matrices need a text within the context of {context}", document.id);
+            return Err(Error::Stopped(message));
+        }
+    }
+    // Whole matrices are too large to remember.
+    let cache = if options.maps.is_empty() { &options.cache } else { &super::Cache::Off };
+    let mut cache = Store::open(cache);
+    let total: usize = todo.iter().map(Prepared::cost).sum();
+    let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
+    let mut from = 0;
+    while from < todo.len() {
+        // A group: whole texts up to the batch size, cached ones costing nothing.
+        let mut group: Vec<(Option<String>, Option<AttendedText>)> = Vec::new();
+        let mut tokens = 0;
+        while from + group.len() < todo.len() && group.len() < GROUP_TEXTS {
+            let prepared = &todo[from + group.len()];
+            let document = &documents[skip + from + group.len()];
+            let key = cache.is_on().then(|| key(model, document, prepared, options, context));
+            let found = key.as_ref().and_then(|k| cache.get(k, &prepared.ids()));
+            if found.is_none() {
+                if tokens > 0 && tokens + prepared.cost() > options.batch_tokens {
+                    break;
+                }
+                tokens += prepared.cost();
+            }
+            group.push((key, found));
+        }
+        let members: Vec<&Prepared> = group
+            .iter()
+            .zip(&todo[from..])
+            .filter(|((_, found), _)| found.is_none())
+            .map(|(_, p)| p)
+            .collect();
+        let mut captured = capture(model, &members, options, &progress)?.into_iter();
+        for (key, found) in group {
+            let (prepared, document) = (&todo[from], &documents[skip + from]);
+            let text = match found {
+                Some(mut text) => {
+                    text.id.clone_from(&document.id);
+                    text.text.clone_from(&document.text);
+                    text.spans.clone_from(&document.spans);
+                    progress.advance(prepared.cost() as u64)?;
+                    text
+                }
+                None => {
+                    let of_text = captured.next().unwrap_or_default();
+                    let text = gather(document, prepared, &of_text, options, shape);
+                    if let Some(key) = key {
+                        cache.put(&key, &text);
+                    }
+                    text
+                }
+            };
+            each(text)?;
+            from += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the model over all stretches of `texts`; one list of captures a text.
+fn capture(
+    model: &Model,
+    texts: &[&Prepared],
+    options: &Attend,
+    progress: &Progress,
+) -> Result<Vec<Vec<CapturedText>>> {
+    let received = options.aggregation == Aggregation::Paper;
+    let mut captured: Vec<Vec<CapturedText>> = texts.iter().map(|_| Vec::new()).collect();
+    let needed =
+        |p: &Prepared| !p.read.is_empty() && (received || !p.probes.is_empty() || !options.maps.is_empty());
+    let stretches: Vec<(usize, usize)> = (0..texts.len())
+        .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
+        .filter(|&(t, _)| needed(texts[t]))
+        .collect();
+    let mut from = 0;
+    while from < stretches.len() {
+        let mut to = from;
+        let mut tokens = 0;
+        while to < stretches.len() {
+            let (t, w) = stretches[to];
+            let length = texts[t].windows[w].len();
+            if to > from && tokens + length > options.batch_tokens {
+                break;
+            }
+            tokens += length;
+            to += 1;
+        }
+        let chunk = &stretches[from..to];
+        let ids: Vec<Vec<u32>> = chunk
+            .iter()
+            .map(|&(t, w)| texts[t].windows[w].tokens().map(|i| texts[t].read[i]).collect())
+            .collect();
+        let want = Want::capture(Capture {
+            detail: options.detail(),
+            received,
+            probes: chunk.iter().map(|&(t, w)| probe_places(texts[t], w)).collect(),
+            maps: options.maps.clone(),
+        });
+        let output = model.forward(&Batch::new(&ids), &want)?;
+        for (&(t, _), text) in chunk.iter().zip(output.attention) {
+            captured[t].push(text);
+        }
+        progress.advance(tokens as u64)?;
+        from = to;
+    }
+    Ok(captured)
+}
+
+/// Places within stretch `window` of the probes whose rows come from it.
+fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
+    text.probes
+        .iter()
+        .map(|(_, position)| text.kept[*position])
+        .filter(|&index| window_of_probe(&text.windows, index) == Some(window))
+        .filter_map(|index| text.windows[window].place(index))
+        .collect()
+}
+
+/// Everything a text's numbers depend on.
+fn key(model: &Model, document: &Document, prepared: &Prepared, options: &Attend, context: usize) -> String {
+    let probes: String = prepared.probes.iter().map(|(field, p)| format!("{field} {p}\n")).collect();
+    let mut parts = vec![
+        cache::VERSION.into(),
+        model.hash().to_string(),
+        model.tokenizer().hash().into(),
+        document.text.clone(),
+    ];
+    parts.push(probes);
+    // Which probes are wanted is already said by the probes found.
+    let options = options.describe(context).into_iter().filter(|(name, _)| *name != "probes");
+    parts.extend(options.map(|(name, value)| format!("{name}={value}")));
+    content_hash(parts)
+}

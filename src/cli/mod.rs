@@ -1,0 +1,125 @@
+//! One file a command; each turns flags into the library's settings once and calls the library.
+
+mod attend;
+mod biographies;
+mod contrast;
+mod notebooks;
+mod pretrain;
+mod reproduce;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// See what a large language model notices and a small one misses, and teach with it.
+///
+/// Without a command, the whole experiment runs once, small and offline: `cluescope reproduce`.
+#[derive(Debug, Parser)]
+#[command(name = "cluescope", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole experiment: people, attention, contrast, dropout, fine-tuning, quiz, table and page
+    Reproduce(reproduce::Args),
+    /// Generate people, their texts and questions
+    Biographies(biographies::Args),
+    /// Measure what each token of a corpus receives in one model
+    Attend(attend::Args),
+    /// Compare two models' attention on a corpus
+    Contrast(contrast::Args),
+    /// Train one of the small pair from nothing
+    Pretrain(pretrain::Args),
+    /// Open JupyterLab on the notebooks, with the kernel registered
+    Lab(notebooks::LabArgs),
+    /// Run notebooks without Jupyter
+    Run(notebooks::RunArgs),
+    /// Register the notebook kernel with Jupyter, remove it, or say what is there
+    #[command(subcommand)]
+    Kernel(notebooks::KernelCommand),
+    /// Look for what notebooks need and say how to mend what is missing
+    Doctor,
+}
+
+/// Runs the command; 0 on success, 1 on an error, 2 on wrong usage, 130 when interrupted.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = listen_for_interrupts() {
+        eprintln!("warning: Ctrl-C will stop at once, without saving the work in progress: {error}");
+    }
+    let result = match cli.command.unwrap_or(Command::Reproduce(reproduce::Args::default())) {
+        Command::Reproduce(args) => reproduce::run(&args),
+        Command::Biographies(args) => biographies::run(&args),
+        Command::Attend(args) => attend::run(&args),
+        Command::Contrast(args) => contrast::run(&args),
+        Command::Pretrain(args) => pretrain::run(&args),
+        Command::Lab(args) => notebooks::lab(&args),
+        Command::Run(args) => notebooks::run(&args),
+        Command::Kernel(command) => notebooks::kernel(&command),
+        Command::Doctor => notebooks::doctor(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", message(&error));
+            let interrupted = matches!(error.downcast_ref(), Some(cluescope::Error::Interrupted));
+            ExitCode::from(if interrupted { 130 } else { 1 })
+        }
+    }
+}
+
+/// The chain of causes, without those that the error above already quotes.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            if !message.is_empty() {
+                message.push_str(": ");
+            }
+            message.push_str(&text);
+        }
+    }
+    message
+}
+
+/// The first Ctrl-C asks the library to stop where its work can be taken up again; the second leaves at once.
+#[cfg(unix)]
+fn listen_for_interrupts() -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        for (count, _) in signals.forever().enumerate() {
+            if count > 0 {
+                std::process::exit(130);
+            }
+            cluescope::progress::interrupt();
+            eprintln!("\nstopping; press Ctrl-C again to leave at once");
+        }
+    });
+    Ok(())
+}
+
+/// Elsewhere Ctrl-C ends the process; what is finished lies on disk all the same.
+#[cfg(not(unix))]
+fn listen_for_interrupts() -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Limits the library's threads.
+fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    match threads {
+        None => Ok(()),
+        Some(0) => Err(cluescope::Error::option("--threads", 0, "at least 1").into()),
+        Some(n) => Ok(rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?),
+    }
+}
+
+/// What the user typed, for provenance; the program's path is left out.
+fn command_line() -> String {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    format!("cluescope {}", words.join(" "))
+}

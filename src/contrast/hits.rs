@@ -1,0 +1,105 @@
+//! Does a probe notice the name? (paper, Figures 2 and 3)
+
+use std::collections::BTreeMap;
+
+use super::difference::{Contrast, ContrastText, ProbeContrast};
+use super::rank::rank_descending;
+use crate::corpus::Span;
+
+/// One of the three rows of a [`ProbeContrast`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Row {
+    /// The small model's attention.
+    Small,
+    /// The large model's.
+    Large,
+    /// Large minus small.
+    Difference,
+}
+
+impl Row {
+    /// All three, in the order of the paper's figures.
+    pub const ALL: [Row; 3] = [Row::Small, Row::Large, Row::Difference];
+
+    /// The row of a probe.
+    pub fn of(self, probe: &ProbeContrast) -> &[f32] {
+        match self {
+            Row::Small => &probe.small,
+            Row::Large => &probe.large,
+            Row::Difference => &probe.difference,
+        }
+    }
+}
+
+/// For one probe: in how many texts a token of the head entity is among the highest weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeHits {
+    /// The probe's field.
+    pub field: String,
+    /// Texts with this probe and with the kind of token looked for.
+    pub texts: usize,
+    /// Texts with a hit, in the small model.
+    pub small: usize,
+    /// In the large model.
+    pub large: usize,
+    /// In the difference.
+    pub difference: usize,
+    /// Texts with a hit to be expected of a random order of the tokens; counts mean little near it.
+    pub chance: f64,
+}
+
+/// The probability that at least one of `hits` tokens is among the first `top` of `tokens` in random order.
+fn chance(tokens: usize, hits: usize, top: usize) -> f64 {
+    let miss = (0..top.min(tokens)).map(|d| (tokens - hits).saturating_sub(d) as f64 / (tokens - d) as f64);
+    1.0 - miss.product::<f64>()
+}
+
+/// True when the token overlaps a span of `field`.
+pub(crate) fn is_kind(offset: (usize, usize), spans: &[Span], field: &str) -> bool {
+    offset.1 > offset.0 && spans.iter().any(|s| s.field == field && offset.0 < s.end && s.start < offset.1)
+}
+
+impl Contrast {
+    /// For each field's probe, in how many texts a token of `kind` (such as `name`) has one of the `top`
+    /// highest weights. The first token a model reads keeps its place in the ranking but is no hit, since
+    /// it draws attention whatever it is; with a prefix that token is cut away, and every token left can
+    /// be a hit.
+    pub fn probe_hits(&self, kind: &str, top: usize) -> Vec<ProbeHits> {
+        let first = usize::from(self.prefix.is_empty());
+        let mut found: BTreeMap<&str, ProbeHits> = BTreeMap::new();
+        for text in &self.texts {
+            for (field, probe) in &text.probe {
+                let of_kind = |i: usize| i >= first && is_kind(text.offsets[i], &text.spans, kind);
+                if field == kind || !(0..=probe.position).any(of_kind) {
+                    continue;
+                }
+                let empty = ProbeHits {
+                    field: field.clone(),
+                    texts: 0,
+                    small: 0,
+                    large: 0,
+                    difference: 0,
+                    chance: 0.0,
+                };
+                let hits = found.entry(field).or_insert(empty);
+                hits.texts += 1;
+                let tokens = probe.position + 1;
+                hits.chance += chance(tokens, (0..tokens).filter(|&i| of_kind(i)).count(), top);
+                for (count, row) in
+                    [&mut hits.small, &mut hits.large, &mut hits.difference].into_iter().zip(Row::ALL)
+                {
+                    let rank = rank_descending(row.of(probe));
+                    *count += usize::from((0..rank.len()).any(|i| rank[i] < top && of_kind(i)));
+                }
+            }
+        }
+        let mut hits: Vec<ProbeHits> = found.into_values().collect();
+        hits.sort_by_key(|h| self.texts.iter().find_map(|t| place(t, &h.field)));
+        hits
+    }
+}
+
+/// Where a field first stands in a text, for an order of fields that follows the texts.
+pub(crate) fn place(text: &ContrastText, field: &str) -> Option<usize> {
+    text.spans.iter().position(|s| s.field == field)
+}

@@ -1,0 +1,75 @@
+//! Pairs from the models' files.
+
+use std::path::PathBuf;
+
+use super::difference::{Contrast, Side, between};
+use super::options::Contrasting;
+use super::pair::{ModelPair, known_pair};
+use crate::corpus::Corpus;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+impl ModelPair {
+    /// Loads a pair of [`KNOWN_PAIRS`](super::KNOWN_PAIRS). `nano` is looked for in this project's `datasets` folder and needs
+    /// no network.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for an unknown name, and what [`load_model`] reports.
+    pub fn load(name: &str) -> Result<Self> {
+        let pair = known_pair(name)?;
+        Ok(ModelPair::new(load_model(pair.small)?, load_model(pair.large)?))
+    }
+}
+
+/// As [`ModelPair::contrast_with`] for two sources that [`load_model`] takes, with only one
+/// model in memory at a time.
+///
+/// # Errors
+/// As [`load_model`] and [`Model::attend`].
+pub fn contrast_sources(
+    large: &str,
+    small: &str,
+    corpus: &Corpus,
+    options: &Contrasting,
+) -> Result<Contrast> {
+    let side = |source: &str, heads| {
+        let model = load_model(source)?;
+        Side::measure(&model, &corpus.documents, &options.attend_with(heads))
+    };
+    let small = side(small, &options.small_heads)?;
+    let large = side(large, &options.large_heads)?;
+    between(&corpus.documents, &large, &small, options)
+}
+
+/// As [`Model::load`], and also `nano-small` and `nano-large`, the pair that stands in this project's
+/// `datasets` folder and needs no network.
+///
+/// # Errors
+/// As [`Model::load`]; [`Error::Model`] when the datasets folder is not found.
+pub fn load_model(source: &str) -> Result<Model> {
+    let Some(size) = source.strip_prefix("nano-").filter(|size| ["small", "large"].contains(size)) else {
+        return Model::load(source);
+    };
+    let mut places = Vec::new();
+    // An explicit setting wins; then the checkout this was built from; then what an installation
+    // puts beside or above its executable.
+    places.extend(std::env::var_os("CLUESCOPE_DATA").filter(|v| !v.is_empty()).map(PathBuf::from));
+    places.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("datasets"));
+    if let Ok(executable) = std::env::current_exe() {
+        for folder in executable.ancestors().skip(1) {
+            places.extend([folder.join("datasets"), folder.join("share/cluescope")]);
+        }
+    }
+    let found = places.iter().map(|place| place.join("nano").join(size)).find(|folder| folder.is_dir());
+    let folder = found.ok_or_else(|| {
+        let looked: Vec<String> = places.iter().take(2).map(|p| p.display().to_string()).collect();
+        let message = format!(
+            "not found in {}; set CLUESCOPE_DATA to the project's datasets folder",
+            looked.join(" or ")
+        );
+        Error::model(source, message)
+    })?;
+    let model = Model::load(&folder.to_string_lossy())?;
+    let hash = model.hash().to_string();
+    Ok(model.renamed(source, hash))
+}

@@ -1,0 +1,102 @@
+//! Texts with marked facts, and the questions asked about them.
+//!
+//! A [`Document`] is plain text plus [`Span`]s that name its facts (paper, section 2: `name`, `date`,
+//! `city`, `university`, `major`, `company`); a [`Corpus`] adds questions and few-shot examples.
+//! All positions count Unicode characters of the text without tags.
+//!
+//! [`Biographies`] makes people; [`Corpus::read`] takes the user's own files.
+//!
+//! ```
+//! use cluescope::corpus::Biographies;
+//! let people = Biographies::new(3).seed(1).generate()?;
+//! assert_eq!((people.documents.len(), people.questions.len(), people.examples.len()), (3, 15, 50));
+//! # Ok::<(), cluescope::Error>(())
+//! ```
+
+mod biographies;
+mod csv_file;
+mod io;
+mod jsonl;
+mod lists;
+mod names;
+mod paragraphs;
+mod parquet;
+mod questions;
+mod squad;
+mod tagged;
+mod templates;
+
+use serde::{Deserialize, Serialize};
+
+pub use biographies::Biographies;
+pub use csv_file::CsvStyle;
+pub use questions::{FIELDS, Wording};
+pub use templates::Templates;
+
+/// A fact's place in a text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Span {
+    /// What kind of fact, such as `company`.
+    pub field: String,
+    /// First character.
+    pub start: usize,
+    /// One past the last character.
+    pub end: usize,
+}
+
+/// One text with its facts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Document {
+    /// Unique within a corpus; the person for biographies.
+    pub id: String,
+    /// The text, without tags.
+    pub text: String,
+    /// The facts, in order of appearance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spans: Vec<Span>,
+}
+
+/// A question with its right answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Question {
+    /// [`Document::id`] of the text that answers it; answers of one document belong to one cluster.
+    pub document: String,
+    /// The kind of fact asked for.
+    pub field: String,
+    /// The question, without `Answer:`.
+    pub question: String,
+    /// Accepted answers; the first is the canonical one.
+    pub answers: Vec<String>,
+    /// Characters between the end of the name and the start of the answer in the text, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<usize>,
+}
+
+/// Texts, the questions about them, and worked examples for few-shot prompts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Corpus {
+    /// What is trained on.
+    pub documents: Vec<Document>,
+    /// What is asked afterwards.
+    #[serde(default)]
+    pub questions: Vec<Question>,
+    /// Answered questions about other, well-known people.
+    #[serde(default)]
+    pub examples: Vec<Question>,
+}
+
+impl Document {
+    /// The text of `span`; empty where the span lies outside the text.
+    pub fn slice(&self, span: &Span) -> &str {
+        let byte = |at: usize| self.text.char_indices().map(|(b, _)| b).chain([self.text.len()]).nth(at);
+        match (byte(span.start), byte(span.end)) {
+            (Some(start), Some(end)) if start <= end => &self.text[start..end],
+            _ => "",
+        }
+    }
+
+    /// The text of the first fact of the kind `field`.
+    pub fn fact(&self, field: &str) -> Option<&str> {
+        self.spans.iter().find(|s| s.field == field).map(|s| self.slice(s))
+    }
+}

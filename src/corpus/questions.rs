@@ -1,0 +1,121 @@
+//! The questions asked about a biography, one a field.
+
+use std::path::Path;
+
+use super::{Corpus, Document, Question, csv_file};
+use crate::error::Result;
+
+/// The fields of a biography in the order of the paper's template.
+pub const FIELDS: [&str; 5] = ["date", "city", "university", "major", "company"];
+
+/// How the questions are worded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Wording {
+    /// The paper's five questions.
+    #[default]
+    Paper,
+    /// The same questions in other words; the date's is the one the paper's text names. No question repeats a
+    /// verb of the paper's sentences.
+    Reworded,
+    /// Field and question, with `{name}` where the person stands.
+    Own(Vec<(String, String)>),
+}
+
+const PAPER: [(&str, &str); 5] = [
+    ("date", "What is the birth date of {name}?"),
+    ("city", "What is the birth city of {name}?"),
+    ("major", "Which major did {name} study?"),
+    ("university", "Which university did {name} attend?"),
+    ("company", "Which company did {name} work for?"),
+];
+
+const REWORDED: [(&str, &str); 5] = [
+    ("date", "When was {name} born?"),
+    ("city", "In which city did {name} grow up?"),
+    ("major", "What subject did {name} take a degree in?"),
+    ("university", "Where did {name} go to university?"),
+    ("company", "Who was the employer of {name}?"),
+];
+
+impl Wording {
+    /// Reads a CSV with the columns `field` and `prompt`; a last line `Answer:` of a prompt is taken off.
+    ///
+    /// # Errors
+    /// An unreadable file, a missing column, or a prompt without `{name}`, with its line.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Wording::Own(csv_file::prompts(path.as_ref())?))
+    }
+
+    /// Field and question template, in asking order.
+    pub fn templates(&self) -> Vec<(&str, &str)> {
+        match self {
+            Wording::Paper => PAPER.to_vec(),
+            Wording::Reworded => REWORDED.to_vec(),
+            Wording::Own(list) => list.iter().map(|(f, q)| (f.as_str(), q.as_str())).collect(),
+        }
+    }
+
+    /// One question for each field a document has; documents without a `name` get none.
+    pub fn ask(&self, documents: &[Document]) -> Vec<Question> {
+        let templates = self.templates();
+        let mut questions = Vec::new();
+        for document in documents {
+            let Some(name) = document.fact("name") else { continue };
+            for (field, template) in &templates {
+                let Some(answer) = document.fact(field) else { continue };
+                questions.push(Question {
+                    document: document.id.clone(),
+                    field: (*field).to_string(),
+                    question: template.replace("{name}", name),
+                    answers: vec![answer.to_string()],
+                    distance: document.distance(field),
+                });
+            }
+        }
+        questions
+    }
+}
+
+impl Document {
+    /// Characters between the end of the nearest name before the first fact `field` and that fact's start
+    /// (paper, Figure 1); `None` when there is no such fact or no name before it.
+    pub fn distance(&self, field: &str) -> Option<usize> {
+        let fact = self.spans.iter().find(|s| s.field == field)?;
+        let before = self.spans.iter().filter(|s| s.field == "name" && s.end <= fact.start);
+        before.map(|name| fact.start - name.end).min()
+    }
+}
+
+impl Corpus {
+    /// Replaces the questions: every document that has a `name` is asked for its facts in this wording.
+    pub fn ask(mut self, wording: &Wording) -> Self {
+        self.questions = wording.ask(&self.documents);
+        self
+    }
+
+    /// Takes the questions of `other` as few-shot examples.
+    pub fn with_examples_from(mut self, other: &Corpus) -> Self {
+        self.examples = other.questions.clone();
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_is_from_the_nearest_name_before() {
+        let d = Document::from_tagged(
+            "x",
+            "<date>May 1</date>: <name>Bo</name> is ill. <name>Bo</name> saw <city>Rome</city>.",
+        )
+        .unwrap();
+        assert_eq!(d.distance("city"), Some(5));
+        assert_eq!(d.distance("date"), None);
+        assert_eq!(d.distance("major"), None);
+        let questions = Wording::Paper.ask(&[d]);
+        assert_eq!(questions.len(), 2);
+        assert_eq!(questions[1].question, "What is the birth city of Bo?");
+    }
+}

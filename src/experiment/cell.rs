@@ -1,0 +1,167 @@
+//! One training run and what it measured.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::condition::{Condition, Student};
+use super::protocol::Protocol;
+use crate::error::Result;
+use crate::evaluate::{Perplexity, QuizResult};
+
+/// Raised when the meaning of a cell changes, so that older files are not taken for new ones.
+const RECIPE: u32 = 1;
+
+/// Whether a cell helps to choose options or is reported; the two use different people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Chooses α, β and the learning rate.
+    Tune,
+    /// Enters the table.
+    Report,
+}
+
+/// Everything that decides a cell's result. Options that a condition does not use are absent, so that
+/// equal work has equal names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// Version of the meaning of these fields.
+    pub recipe: u32,
+    /// Tuning or report.
+    pub stage: Stage,
+    /// Content hashes of the small and the large model.
+    pub models: [String; 2],
+    /// Content hash of the texts and questions.
+    pub corpus: String,
+    /// Content hash of the texts for perplexity.
+    pub held_out: String,
+    /// Which model is trained.
+    pub student: Student,
+    /// How the training texts are made.
+    pub condition: Condition,
+    /// Training seed; 0 without training.
+    pub seed: u64,
+    /// Largest drop probability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Rise of the drop probability with rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Peak learning rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Copies, where the condition has copies or makes up for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<usize>,
+    /// Passes over the training texts; 0 without training.
+    pub epochs: usize,
+    /// Texts a step.
+    pub batch_size: usize,
+    /// Rank of the adapter.
+    pub lora_r: usize,
+    /// People asked about.
+    pub people: usize,
+    /// Worked examples before a question.
+    pub few_shot: usize,
+    /// Wrong answers beside the right one.
+    pub distractors: usize,
+}
+
+impl Cell {
+    /// The cell of `protocol` for `condition`, with options at (α, β, learning rate).
+    pub(super) fn new(
+        protocol: &Protocol,
+        inputs: &Inputs,
+        stage: Stage,
+        (student, condition): (Student, Condition),
+        seed: u64,
+        (alpha, beta, learning_rate): (f64, f64, f64),
+    ) -> Self {
+        let trains = condition.trains();
+        Cell {
+            recipe: RECIPE,
+            stage,
+            models: inputs.models.clone(),
+            corpus: if stage == Stage::Tune { inputs.tuning.clone() } else { inputs.reported.clone() },
+            held_out: inputs.held_out.clone(),
+            student,
+            condition,
+            seed: if trains { seed } else { 0 },
+            alpha: condition.uses_alpha().then_some(alpha),
+            beta: condition.uses_beta().then_some(beta),
+            learning_rate: trains.then_some(learning_rate),
+            copies: (trains && condition != Condition::Plain).then_some(protocol.copies),
+            epochs: if trains { protocol.epochs } else { 0 },
+            batch_size: protocol.batch_size,
+            lora_r: protocol.lora_r,
+            people: if stage == Stage::Tune { protocol.tuning_people } else { protocol.people },
+            few_shot: protocol.few_shot,
+            distractors: protocol.distractors,
+        }
+    }
+}
+
+/// The loss at one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LossPoint {
+    /// Optimiser step, from 1.
+    pub step: usize,
+    /// Mean cross-entropy in nats a token.
+    pub loss: f64,
+}
+
+/// What a cell's run found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Every answer with its prompt.
+    pub quiz: QuizResult,
+    /// Of the trained model on held-out texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Perplexity>,
+    /// The loss at each step; empty without training.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loss: Vec<LossPoint>,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Wall time of training and quiz.
+    pub seconds: f64,
+}
+
+/// A finished cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was run.
+    pub cell: Cell,
+    /// What was found.
+    pub measured: Measured,
+}
+
+/// Content hashes of what cells are run with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inputs {
+    /// The small and the large model.
+    pub models: [String; 2],
+    /// Texts and questions of the reported cells.
+    pub reported: String,
+    /// Texts and questions, about others, on which options are chosen.
+    pub tuning: String,
+    /// Texts, about still others, for perplexity.
+    pub held_out: String,
+}
+
+/// Runs cells.
+pub trait Runner {
+    /// Makes ready what `protocol` needs, and names it.
+    ///
+    /// # Errors
+    /// When a corpus cannot be made.
+    fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs>;
+
+    /// Runs one cell. `scratch` is a folder of this cell's own that outlives an interruption, for checkpoints; it is
+    /// removed when the cell is finished.
+    ///
+    /// # Errors
+    /// Whatever stops the cell; finished cells are kept.
+    fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured>;
+}

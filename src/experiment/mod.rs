@@ -1,0 +1,34 @@
+//! The paper's experiment as a grid: conditions × training seeds, options chosen on other people, every finished cell on disk.
+//!
+//! A [`Cell`] is one training run with its quiz. Its configuration decides its file name, so a run that was stopped at any
+//! moment and is started again finds what is finished and computes only the rest; nothing can count twice.
+//!
+//! | condition | what is trained on | question it answers |
+//! |---|---|---|
+//! | `untrained` | nothing | what was known before |
+//! | `plain` | the originals | the paper's baseline |
+//! | `plain_equal_steps` | the originals, as often as the others see texts | is it the dropout or only more steps? |
+//! | `random` | originals and copies, tokens dropped with probability α | is it the clues or only noise? |
+//! | `own_attention` | copies dropped by the student's own attention | is the other model needed? |
+//! | `large_attention` | copies dropped by the large model's attention | is the difference needed? |
+//! | `attention_difference` | copies dropped by large − small | the paper's method |
+//!
+//! Source: paper, section 4; the second and third controls are this library's.
+
+mod cell;
+mod condition;
+mod outcome;
+mod pair_runner;
+mod protocol;
+mod run;
+mod store;
+mod summary;
+
+pub use cell::{Cell, Inputs, LossPoint, Measured, Row, Runner, Stage};
+pub use condition::{Condition, Student};
+pub use outcome::Outcome;
+pub use pair_runner::PairRunner;
+pub use protocol::{Criterion, Protocol};
+pub use run::run;
+pub use store::{Store, run_cells};
+pub use summary::{Group, Measure, Summary};

@@ -1,0 +1,199 @@
+//! A finished experiment as tables and files.
+
+use std::path::{Path, PathBuf};
+
+use polars::prelude::{Column, CsvWriter, DataFrame, ParquetWriter, SerWriter};
+
+use super::cell::Row;
+use super::protocol::Protocol;
+use super::store::Store;
+use super::summary::{Summary, summarize};
+use crate::error::{Error, Result};
+use crate::evaluate::{Bootstrap, DISTANCE_EDGES, Interval};
+use crate::files::write_atomic;
+use crate::provenance::Provenance;
+
+/// Everything an experiment found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// What was run.
+    pub protocol: Protocol,
+    /// The reported cells.
+    pub rows: Vec<Row>,
+    /// The cells on which options were chosen, about other people.
+    pub tuning: Vec<Row>,
+    /// Models, versions, options.
+    pub provenance: Provenance,
+}
+
+impl Outcome {
+    /// Means and paired differences with intervals: over all, by field, by distance.
+    ///
+    /// # Errors
+    /// When the bootstrap's settings are out of range or a value is not finite.
+    pub fn summary(&self, bootstrap: &Bootstrap) -> Result<Vec<Summary>> {
+        summarize(&self.rows, &DISTANCE_EDGES, bootstrap)
+    }
+
+    /// One row a reported cell.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when the table cannot be built.
+    pub fn frame(&self) -> Result<DataFrame> {
+        frame(&self.rows)
+    }
+
+    /// One row a tuning cell; no rows without a search.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when the table cannot be built.
+    pub fn tuning_frame(&self) -> Result<DataFrame> {
+        frame(&self.tuning)
+    }
+
+    /// One row an answer of the reported cells, prompts included.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when the table cannot be built.
+    pub fn answers(&self) -> Result<DataFrame> {
+        let mut all: Option<DataFrame> = None;
+        for row in &self.rows {
+            let answers = row.measured.quiz.frame()?;
+            let n = answers.height();
+            let mut columns = vec![
+                Column::new("student".into(), vec![row.cell.student.name(); n]),
+                Column::new("condition".into(), vec![row.cell.condition.name(); n]),
+                Column::new("seed".into(), vec![row.cell.seed; n]),
+            ];
+            columns.extend(answers.columns().iter().cloned());
+            let part = DataFrame::new(n, columns)?;
+            match &mut all {
+                None => all = Some(part),
+                Some(all) => {
+                    all.vstack_mut(&part)?;
+                }
+            }
+        }
+        Ok(all.unwrap_or_default())
+    }
+
+    /// Writes `results`, `summary` and, after a search, `tuning` as `.parquet` and `.csv`, and `answers.parquet`, into
+    /// `folder`; returns the paths.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; errors of [`Outcome::summary`].
+    pub fn write(&self, folder: impl AsRef<Path>, bootstrap: &Bootstrap) -> Result<Vec<PathBuf>> {
+        let folder = folder.as_ref();
+        let mut tables =
+            vec![("results", self.frame()?), ("summary", summary_frame(&self.summary(bootstrap)?)?)];
+        if !self.tuning.is_empty() {
+            tables.push(("tuning", self.tuning_frame()?));
+        }
+        let mut paths = Vec::new();
+        for (name, mut table) in tables {
+            let path = folder.join(format!("{name}.csv"));
+            let mut bytes = Vec::new();
+            CsvWriter::new(&mut bytes).finish(&mut table)?;
+            write_atomic(&path, |out| out.write_all(&bytes).map_err(Error::io(&path)))?;
+            paths.push(path);
+            paths.push(write_parquet(folder, name, &mut table)?);
+        }
+        paths.push(write_parquet(folder, "answers", &mut self.answers()?)?);
+        Ok(paths)
+    }
+}
+
+fn write_parquet(folder: &Path, name: &str, table: &mut DataFrame) -> Result<PathBuf> {
+    let path = folder.join(format!("{name}.parquet"));
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(table)?;
+    write_atomic(&path, |out| out.write_all(&bytes).map_err(Error::io(&path)))?;
+    Ok(path)
+}
+
+fn frame(rows: &[Row]) -> Result<DataFrame> {
+    let keys: Result<Vec<String>> = rows.iter().map(|r| Store::key(&r.cell)).collect();
+    let totals: Vec<_> = rows.iter().map(|r| r.measured.quiz.total()).collect();
+    let mut columns = vec![
+        text("student", rows, |r| r.cell.student.name()),
+        text("condition", rows, |r| r.cell.condition.name()),
+        Column::new("seed".into(), rows.iter().map(|r| r.cell.seed).collect::<Vec<_>>()),
+        number("alpha", rows, |r| r.cell.alpha),
+        number("beta", rows, |r| r.cell.beta),
+        number("learning_rate", rows, |r| r.cell.learning_rate),
+        Column::new("questions".into(), totals.iter().map(|s| s.questions as u64).collect::<Vec<_>>()),
+        Column::new("exact_match".into(), totals.iter().map(|s| s.exact_match).collect::<Vec<_>>()),
+        Column::new("f1".into(), totals.iter().map(|s| s.f1).collect::<Vec<_>>()),
+        Column::new("log_prob".into(), totals.iter().map(|s| s.log_prob).collect::<Vec<_>>()),
+        Column::new(
+            "log_prob_per_token".into(),
+            totals.iter().map(|s| s.log_prob_per_token).collect::<Vec<_>>(),
+        ),
+        Column::new("choice_accuracy".into(), totals.iter().map(|s| s.choice_accuracy).collect::<Vec<_>>()),
+        Column::new("choice_chance".into(), totals.iter().map(|s| s.choice_chance).collect::<Vec<_>>()),
+        Column::new("too_long".into(), totals.iter().map(|s| s.too_long as u64).collect::<Vec<_>>()),
+        number("perplexity", rows, |r| r.measured.perplexity.map(|p| p.value())),
+        number("last_loss", rows, |r| r.measured.loss.last().map(|l| l.loss)),
+        Column::new("steps".into(), rows.iter().map(|r| r.measured.loss.len() as u64).collect::<Vec<_>>()),
+        Column::new("tokens".into(), rows.iter().map(|r| r.measured.tokens).collect::<Vec<_>>()),
+        number("seconds", rows, |r| Some(r.measured.seconds)),
+        Column::new("cell".into(), keys?),
+    ];
+    let mut fields: Vec<String> = Vec::new();
+    for (field, _) in rows.iter().flat_map(|r| r.measured.quiz.by_field()) {
+        if !fields.contains(&field) {
+            fields.push(field);
+        }
+    }
+    for field in &fields {
+        let scores: Vec<_> = rows
+            .iter()
+            .map(|r| r.measured.quiz.by_field().into_iter().find(|(f, _)| f == field).map(|(_, s)| s))
+            .collect();
+        let column =
+            |name: &str, values: Vec<Option<f64>>| Column::new(format!("{name}_{field}").into(), values);
+        columns.push(column("exact_match", scores.iter().map(|s| s.map(|s| s.exact_match)).collect()));
+        columns.push(column("f1", scores.iter().map(|s| s.map(|s| s.f1)).collect()));
+    }
+    Ok(DataFrame::new(rows.len(), columns)?)
+}
+
+/// One row a summary.
+fn summary_frame(all: &[Summary]) -> Result<DataFrame> {
+    let mut columns = vec![
+        text("student", all, |s| s.student.name()),
+        text("condition", all, |s| s.condition.name()),
+        text("group", all, |s| s.group.kind()),
+        text("of", all, |s| s.group.label()),
+        text("measure", all, |s| s.measure.name()),
+    ];
+    let parts: [(&str, fn(&Summary) -> Option<Interval>); 3] = [
+        ("", |s| Some(s.value)),
+        ("minus_plain_", |s| s.minus_plain),
+        ("minus_equal_steps_", |s| s.minus_equal_steps),
+    ];
+    for (prefix, get) in parts {
+        let ends: [(&str, fn(Interval) -> f64); 3] =
+            [("estimate", |i| i.estimate), ("low", |i| i.low), ("high", |i| i.high)];
+        for (name, end) in ends {
+            columns.push(number(&format!("{prefix}{name}"), all, |s| get(s).map(end)));
+        }
+    }
+    let count = |name: &str, get: fn(&Interval) -> u64| {
+        Column::new(name.into(), all.iter().map(|s| get(&s.value)).collect::<Vec<_>>())
+    };
+    columns.push(count("values", |i| i.values));
+    columns.push(count("seeds", |i| i.seeds as u64));
+    columns.push(count("persons", |i| i.persons as u64));
+    columns.push(count("resamples", |i| i.resamples as u64));
+    columns.push(number("level", all, |s| Some(s.value.level)));
+    Ok(DataFrame::new(all.len(), columns)?)
+}
+
+fn text<'a, T>(name: &str, rows: &'a [T], get: impl Fn(&'a T) -> &'a str) -> Column {
+    Column::new(name.into(), rows.iter().map(get).collect::<Vec<_>>())
+}
+
+fn number<T>(name: &str, rows: &[T], get: impl Fn(&T) -> Option<f64>) -> Column {
+    Column::new(name.into(), rows.iter().map(get).collect::<Vec<_>>())
+}

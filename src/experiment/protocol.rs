@@ -1,0 +1,265 @@
+//! What is run: people, copies, epochs, seeds, conditions and the options tried.
+
+use serde::{Deserialize, Serialize};
+
+use super::condition::{Condition, Student};
+use crate::error::{Error, Result};
+
+/// What the best options are chosen by, on people outside the reported table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Criterion {
+    /// Exact match, then choice accuracy.
+    ExactMatch,
+    /// Word F1, then choice accuracy.
+    F1,
+    /// Choice accuracy, then log-probability: still moves when exact match is at its floor.
+    ChoiceAccuracy,
+}
+
+/// The whole plan of an experiment; a cell's results depend on nothing else but the models.
+///
+/// | name | reduced | full | purpose |
+/// |---|---|---|---|
+/// | `people` | 50 | 100 | people trained on and asked about (paper: 100) |
+/// | `tuning_people` | 0 | 50 | other people, on whom α, β and the learning rate are chosen; 0: the first of each is taken |
+/// | `held_out` | 50 | 100 | texts about still others, for perplexity |
+/// | `copies` | 10 | 10 | augmented copies a text, beside the original |
+/// | `epochs` | 10 | 20 | passes over originals and copies |
+/// | `seeds` | 1–2 | 1–5 | training seeds: copies, order, adapter |
+/// | `alphas` | 0.6 | 0.6, 0.7 | largest drop probability |
+/// | `betas` | 0.05 | 0.05, 0.03, 0.01, 0.005 | rise with rank |
+/// | `learning_rates` | 1e-3 | 1e-3, 5e-4, 2e-4 | peak |
+/// | `batch_size` | 8 | 8 | texts a step |
+/// | `lora_r` | 16 | 16 | rank of the adapter |
+/// | `few_shot` | 5 | 5 | worked examples before a question |
+/// | `distractors` | 9 | 9 | wrong answers beside the right one |
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Protocol {
+    /// `reduced`, `full`, or the user's own.
+    pub name: String,
+    /// The pair of models, as it is loaded.
+    pub pair: String,
+    /// Which of the two are trained.
+    pub students: Vec<Student>,
+    /// What is compared.
+    pub conditions: Vec<Condition>,
+    /// Training seeds of the reported cells.
+    pub seeds: Vec<u64>,
+    /// People trained on and asked about.
+    pub people: usize,
+    /// Seed of the generated people; the people for tuning and held-out texts follow from it and are others.
+    pub people_seed: u64,
+    /// People on whom options are chosen; 0 takes the first of each list.
+    pub tuning_people: usize,
+    /// Training seed while choosing.
+    pub tuning_seed: u64,
+    /// What the choice goes by.
+    pub criterion: Criterion,
+    /// Texts for perplexity.
+    pub held_out: usize,
+    /// Augmented copies a text.
+    pub copies: usize,
+    /// Passes over the training texts.
+    pub epochs: usize,
+    /// Largest drop probabilities to try.
+    pub alphas: Vec<f64>,
+    /// Rises with rank to try.
+    pub betas: Vec<f64>,
+    /// Peak learning rates to try.
+    pub learning_rates: Vec<f64>,
+    /// Texts a step.
+    pub batch_size: usize,
+    /// Rank of the adapter.
+    pub lora_r: usize,
+    /// Worked examples before a question.
+    pub few_shot: usize,
+    /// Wrong answers beside the right one.
+    pub distractors: usize,
+}
+
+impl Protocol {
+    /// Small enough for a first look on two cores.
+    pub fn reduced() -> Self {
+        Protocol {
+            name: "reduced".into(),
+            seeds: vec![1, 2],
+            people: 50,
+            tuning_people: 0,
+            held_out: 50,
+            epochs: 10,
+            alphas: vec![0.6],
+            betas: vec![0.05],
+            learning_rates: vec![1e-3],
+            ..Protocol::full()
+        }
+    }
+
+    /// The paper's sizes, with five seeds and options chosen on other people.
+    pub fn full() -> Self {
+        Protocol {
+            name: "full".into(),
+            pair: "nano".into(),
+            students: vec![Student::Small],
+            conditions: Condition::ALL.to_vec(),
+            seeds: vec![1, 2, 3, 4, 5],
+            people: 100,
+            people_seed: 2024,
+            tuning_people: 50,
+            tuning_seed: 0,
+            criterion: Criterion::ChoiceAccuracy,
+            held_out: 100,
+            copies: 10,
+            epochs: 20,
+            alphas: vec![0.6, 0.7],
+            betas: vec![0.05, 0.03, 0.01, 0.005],
+            learning_rates: vec![1e-3, 5e-4, 2e-4],
+            batch_size: 8,
+            lora_r: 16,
+            few_shot: 5,
+            distractors: 9,
+        }
+    }
+
+    /// Refuses what cannot be run, before anything is.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the option, its value and the allowed range.
+    pub fn validate(&self) -> Result<()> {
+        let counts = [
+            ("people", self.people, 2),
+            ("copies", self.copies, 1),
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 1),
+            ("lora_r", self.lora_r, 1),
+            ("students", self.students.len(), 1),
+            ("conditions", self.conditions.len(), 1),
+            ("seeds", self.seeds.len(), 1),
+            ("alphas", self.alphas.len(), 1),
+            ("betas", self.betas.len(), 1),
+            ("learning_rates", self.learning_rates.len(), 1),
+        ];
+        for (name, value, least) in counts {
+            if value < least {
+                return Err(Error::option(name, value, format!("at least {least}")));
+            }
+        }
+        if self.tuning_people == 1 {
+            return Err(Error::option("tuning_people", 1, "0 for no search, or at least 2"));
+        }
+        let inside = |name, values: &[f64], fits: fn(f64) -> bool, expected: &str| match values
+            .iter()
+            .find(|v| !fits(**v))
+        {
+            Some(v) => Err(Error::option(name, v, expected)),
+            None => Ok(()),
+        };
+        inside("alphas", &self.alphas, |a| (0.0..=1.0).contains(&a), "from 0 to 1")?;
+        inside(
+            "betas",
+            &self.betas,
+            |b| b >= 0.0 && b.is_finite(),
+            "0 or more; the paper uses 0.005 to 0.05",
+        )?;
+        inside(
+            "learning_rates",
+            &self.learning_rates,
+            |r| r > 0.0 && r.is_finite(),
+            "above 0; the paper uses 5e-5 to 1e-3",
+        )?;
+        if self.criterion == Criterion::ChoiceAccuracy && self.distractors == 0 && self.tuning_people > 0 {
+            return Err(Error::option(
+                "distractors",
+                0,
+                "at least 1, since options are chosen by choice accuracy",
+            ));
+        }
+        for (name, twice) in [
+            ("seeds", repeated(&self.seeds)),
+            ("conditions", repeated(&self.conditions)),
+            ("students", repeated(&self.students)),
+        ] {
+            if let Some(value) = twice {
+                return Err(Error::option(
+                    name,
+                    value,
+                    "each only once: a repetition is not a second observation",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What will be run, as plain sentences for the start of a run.
+    pub fn describe(&self) -> String {
+        let list = |values: &[f64]| values.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+        let conditions: Vec<&str> = self.conditions.iter().map(|c| c.label()).collect();
+        let students: Vec<&str> = self.students.iter().map(|s| s.name()).collect();
+        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
+        let search = if self.tuning_people > 0 {
+            format!(
+                "alpha of {}, beta of {}, learning rate of {}: chosen on {} other people",
+                list(&self.alphas),
+                list(&self.betas),
+                list(&self.learning_rates),
+                self.tuning_people
+            )
+        } else {
+            format!(
+                "alpha {}, beta {}, learning rate {} (not searched)",
+                self.alphas[0], self.betas[0], self.learning_rates[0]
+            )
+        };
+        format!(
+            "protocol    {}\nmodels      {} pair, student: {}\npeople      {} (generated, seed {})\ncopies      {} a text, with the original\n\
+             epochs      {}, {} texts a step, LoRA rank {}\nseeds       {}\nconditions  {}\noptions     {search}\n\
+             quiz        {}-shot, 5 questions a person, {} distractors\n",
+            self.name,
+            self.pair,
+            students.join(", "),
+            self.people,
+            self.people_seed,
+            self.copies,
+            self.epochs,
+            self.batch_size,
+            self.lora_r,
+            seeds.join(", "),
+            conditions.join(", "),
+            self.few_shot,
+            self.distractors
+        )
+    }
+}
+
+fn repeated<T: PartialEq + std::fmt::Debug>(items: &[T]) -> Option<String> {
+    (1..items.len()).find(|&i| items[..i].contains(&items[i])).map(|i| format!("{:?}", items[i]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_protocols_are_refused_by_name() {
+        let with = |change: fn(&mut Protocol)| {
+            let mut p = Protocol::full();
+            change(&mut p);
+            p.validate().unwrap_err().to_string()
+        };
+        assert!(with(|p| p.alphas = vec![0.6, 1.5]).starts_with("alphas = 1.5: from 0 to 1"));
+        assert!(with(|p| p.betas = vec![f64::NAN]).starts_with("betas = NaN"));
+        assert!(with(|p| p.seeds.clear()).starts_with("seeds = 0"));
+        assert!(with(|p| p.seeds = vec![1, 2, 1]).contains("only once"));
+        assert!(with(|p| p.distractors = 0).starts_with("distractors = 0"));
+        assert!(Protocol::reduced().validate().is_ok() && Protocol::full().validate().is_ok());
+    }
+
+    #[test]
+    fn the_description_states_what_is_run() {
+        let text = Protocol::reduced().describe();
+        for part in ["people      50", "10 a text", "epochs      10", "seeds       1, 2", "not searched"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(Protocol::full().describe().contains("chosen on 50 other people"));
+    }
+}

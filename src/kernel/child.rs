@@ -1,0 +1,255 @@
+//! The process in which cells run. It is linked against the prebuilt library, so its interrupt
+//! handler, panic hook and output channel live where the cells' own calls go, and it outlives a
+//! rebuilt kernel binary.
+//!
+//! Cells are loaded one after the other as shared objects and never unloaded. The engine speaks
+//! over the standard input and output the process was born with; what user code reads and prints
+//! goes over a socket to the kernel, so that neither can be mistaken for the other. Rich output
+//! travels within that stream, in order, as records: a record separator (U+001E), `cluescope:`, one
+//! line of JSON.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use crate::progress;
+
+/// Environment variable with the path of the kernel's socket.
+pub const SOCKET_VARIABLE: &str = "CLUESCOPE_KERNEL_SOCKET";
+/// What opens a record within standard output.
+pub const RECORD: &str = "\u{1e}cluescope:";
+/// The engine's end mark of a cell.
+const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
+
+static CONNECTED: AtomicBool = AtomicBool::new(false);
+static ENGINE: OnceLock<Mutex<std::fs::File>> = OnceLock::new();
+
+/// True inside a cell of this package's own kernel: rich output may use [`display`] and
+/// [`update_display`]. False elsewhere, and under other kernels.
+pub fn connected() -> bool {
+    CONNECTED.load(Ordering::Relaxed)
+}
+
+/// Shows `data` (MIME type to content) below the cell; with an `id`, [`update_display`] can replace
+/// it later.
+pub fn display(data: &Value, id: Option<&str>) {
+    record(&json!({ "display": data, "id": id }));
+}
+
+/// Replaces what [`display`] showed under `id`.
+pub fn update_display(data: &Value, id: &str) {
+    record(&json!({ "update": data, "id": id }));
+}
+
+/// Clears the cell's output; with `wait`, when the next output arrives.
+pub fn clear_output(wait: bool) {
+    record(&json!({ "clear": wait }));
+}
+
+/// Asks the person at the notebook for a line of text. Empty when nobody can answer.
+pub fn input(prompt: &str, password: bool) -> String {
+    record(&json!({ "input": prompt, "password": password }));
+    let mut line = String::new();
+    match std::io::stdin().read_line(&mut line) {
+        Ok(_) => line.trim_end_matches(['\r', '\n']).to_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+/// Reports an error that a cell returned by `?`; called by the code around every cell.
+#[doc(hidden)]
+pub fn user_error(name: &str, message: &str) {
+    record(&json!({ "error": message, "name": name }));
+    engine("EVCXR_ERROR_OCCURRED");
+}
+
+/// Shows a cell's last expression as text; called by the code around every cell.
+#[doc(hidden)]
+pub fn text_result(type_name: &str, text: &str) {
+    if type_name != "()" {
+        display(&json!({ "text/plain": text }), None);
+    }
+}
+
+/// Writes one line to the engine; called by the code around every cell.
+#[doc(hidden)]
+pub fn engine(line: &str) {
+    match ENGINE.get() {
+        Some(engine) => {
+            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            // The engine gone means the kernel is gone; the input ends too and the loop leaves.
+            let _ = writeln!(engine, "{line}").and_then(|()| engine.flush());
+        }
+        None => println!("{line}"),
+    }
+}
+
+fn record(value: &Value) {
+    let mut out = std::io::stdout().lock();
+    // A closed pipe while printing is not worth a panic inside a progress bar.
+    let _ = writeln!(out, "{RECORD}{value}").and_then(|()| out.flush());
+}
+
+/// Serves the engine until its input ends. Never returns.
+pub fn run() -> ! {
+    // The engine may name this program as its compiler wrapper: then it is only a passage.
+    if std::env::var_os("EVCXR_RUSTC_WRAPPER").is_some() {
+        std::process::exit(pass_to_compiler());
+    }
+    match serve() {
+        Ok(()) => std::process::exit(0),
+        Err(error) => {
+            eprintln!("cell process: {error}");
+            std::process::exit(99);
+        }
+    }
+}
+
+fn pass_to_compiler() -> i32 {
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(compiler) = arguments.next() else { return 1 };
+    let status = std::process::Command::new(compiler).args(arguments).status();
+    status.ok().and_then(|s| s.code()).unwrap_or(1)
+}
+
+fn serve() -> std::io::Result<()> {
+    let commands = duplicate(0)?;
+    let engine_out = duplicate(1)?;
+    let _ = ENGINE.set(Mutex::new(engine_out.into()));
+    if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
+        for (descriptor, name) in [(0, "stdin"), (1, "stdout"), (2, "stderr")] {
+            let mut stream = UnixStream::connect(&path)?;
+            writeln!(stream, "{name} {}", std::process::id())?;
+            replace(stream.into_raw_fd(), descriptor)?;
+        }
+        CONNECTED.store(true, Ordering::Relaxed);
+    } else {
+        let nothing = std::fs::File::open("/dev/null")?;
+        replace(nothing.into_raw_fd(), 0)?;
+    }
+    on_interrupt();
+    on_panic();
+    for line in BufReader::new(std::fs::File::from(commands)).lines() {
+        let line = line?;
+        let mut words = line.split(' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("LOAD_AND_RUN"), Some(path), Some(function)) => load_and_run(path, function)?,
+            _ => return Err(std::io::Error::other(format!("the engine sent `{line}`"))),
+        }
+    }
+    Ok(())
+}
+
+/// The address of what the engine stores between cells. Only the main thread touches it.
+struct Store(*mut c_void);
+
+fn load_and_run(path: &str, function: &str) -> std::io::Result<()> {
+    thread_local! {
+        static STORE: std::cell::RefCell<Store> = const { std::cell::RefCell::new(Store(std::ptr::null_mut())) };
+    }
+    let code = symbol(path, function)?;
+    progress::clear_interrupt();
+    let before = STORE.with_borrow(|store| store.0);
+    // SAFETY: the engine generated this function with exactly this signature, around the cell,
+    // and catches unwinding inside it.
+    let after = unsafe {
+        std::mem::transmute::<*mut c_void, extern "C" fn(*mut c_void) -> *mut c_void>(code)(before)
+    };
+    STORE.with_borrow_mut(|store| store.0 = after);
+    finish_output(function);
+    engine(COMPLETE);
+    Ok(())
+}
+
+/// Flushes everything a cell wrote and marks the end in both streams, with the name of the cell's
+/// function so that no mark is taken for that of another cell.
+fn finish_output(function: &str) {
+    // SAFETY: flushing all C streams has no preconditions.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+    let _ = std::io::stdout().flush();
+    if connected() {
+        record(&json!({ "done": function }));
+        eprintln!("{RECORD}{}", json!({ "done": function }));
+    }
+}
+
+fn symbol(path: &str, function: &str) -> std::io::Result<*mut c_void> {
+    let wrong = |_| std::io::Error::other("a zero byte in a path or name");
+    let path = CString::new(path).map_err(wrong)?;
+    let function = CString::new(function).map_err(wrong)?;
+    // SAFETY: both strings are terminated; the object is never closed, since variables and
+    // threads of earlier cells go on using its code.
+    unsafe {
+        let object = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        let found = if object.is_null() { object } else { libc::dlsym(object, function.as_ptr()) };
+        if found.is_null() {
+            let reason: *const c_char = libc::dlerror();
+            let reason = if reason.is_null() { c"no such symbol" } else { CStr::from_ptr(reason) };
+            return Err(std::io::Error::other(reason.to_string_lossy().into_owned()));
+        }
+        Ok(found)
+    }
+}
+
+/// A second descriptor for `descriptor`, not inherited by programs that cells start.
+fn duplicate(descriptor: c_int) -> std::io::Result<OwnedFd> {
+    // SAFETY: fcntl with a valid command; the new descriptor is owned here alone.
+    unsafe {
+        let copy = libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3);
+        if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy)) }
+    }
+}
+
+fn replace(source: c_int, target: c_int) -> std::io::Result<()> {
+    // SAFETY: `source` is a descriptor this process owns; afterwards `target` alone remains.
+    unsafe {
+        let owned = OwnedFd::from_raw_fd(source);
+        if libc::dup2(owned.as_raw_fd(), target) < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Makes an interrupt stop library work at its next check, and nothing else: variables stay.
+fn on_interrupt() {
+    extern "C" fn handler(_: c_int) {
+        progress::interrupt();
+    }
+    // SAFETY: the handler only stores to an atomic, which is allowed in a signal handler; the
+    // action is fully initialised. System calls restart, so that plain reads and writes go on.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as extern "C" fn(c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut());
+        // A group of its own: programs started by cells can be stopped with it, and Ctrl-C in the
+        // terminal of the kernel does not reach it directly.
+        libc::setpgid(0, 0);
+    }
+}
+
+/// Panics of the cell become error messages of the notebook; those of other threads a line of text.
+fn on_panic() {
+    if !connected() {
+        return;
+    }
+    let cell_thread = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload_as_str().unwrap_or("a value that is not text");
+        let place = info.location().map(|l| l.to_string()).unwrap_or_default();
+        if std::thread::current().id() == cell_thread {
+            record(&json!({ "panic": message, "place": place }));
+        } else {
+            let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
+            eprintln!("thread `{name}` panicked at {place}: {message}");
+        }
+    }));
+}

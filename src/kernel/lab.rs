@@ -1,0 +1,67 @@
+//! Opens JupyterLab on a folder of notebooks, with this kernel registered.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::kernelspec;
+use super::prelude::{self, Prelude, Toolchain};
+use crate::error::{Error, Result};
+
+/// The `jupyter` program with JupyterLab: along `PATH`, or the private one that [`lab`] makes.
+pub(super) fn find_jupyter() -> Option<PathBuf> {
+    let private = prelude::home().ok().map(|home| home.join("jupyter/bin/jupyter"));
+    let mut candidates: Vec<PathBuf> = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).map(|p| p.join("jupyter")).collect())
+        .unwrap_or_default();
+    candidates.extend(private);
+    candidates.into_iter().filter(|c| c.is_file()).find(|c| {
+        let asked =
+            Command::new(c).args(["lab", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        asked.is_ok_and(|s| s.success())
+    })
+}
+
+/// Makes a private virtual environment with JupyterLab; the user's own Python stays as it is.
+fn make_jupyter(say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    let folder = prelude::home()?.join("jupyter");
+    say(&format!("no JupyterLab found; making a private one in {}", folder.display()));
+    run(
+        Command::new("python3").args(["-m", "venv"]).arg(&folder),
+        "install python3 with its venv module, or JupyterLab itself",
+    )?;
+    let pip = folder.join("bin/pip");
+    run(Command::new(pip).args(["install", "--quiet", "jupyterlab"]), "check the network, then try again")?;
+    Ok(folder.join("bin/jupyter"))
+}
+
+fn run(command: &mut Command, mend: &str) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::Stopped(format!("{name}: {status}; {mend}"))),
+        Err(error) => Err(Error::Stopped(format!("{name}: {error}; {mend}"))),
+    }
+}
+
+/// Builds the library for notebooks when it is due, registers the kernel, and runs JupyterLab on
+/// `notebooks` until it is closed. `arguments` go to JupyterLab.
+///
+/// # Errors
+/// [`Error::Stopped`] naming the step that failed and what to do.
+pub fn lab(notebooks: &Path, arguments: &[String], say: &mut dyn FnMut(&str)) -> Result<()> {
+    if !notebooks.is_dir() {
+        return Err(Error::Stopped(format!(
+            "{} is no folder; run this in a clone of cluescope, or name a folder of notebooks",
+            notebooks.display()
+        )));
+    }
+    let toolchain = Toolchain::find()?;
+    Prelude::find_or_build(&toolchain, say)?;
+    let jupyter = match find_jupyter() {
+        Some(found) => found,
+        None => make_jupyter(say)?,
+    };
+    let spec = kernelspec::install(None)?;
+    say(&format!("kernel \"Rust (cluescope)\" registered in {}", spec.display()));
+    run(Command::new(&jupyter).arg("lab").arg(notebooks).args(arguments), "see JupyterLab's message above")
+}

@@ -1,0 +1,83 @@
+//! Rust notebooks that answer at once: a Jupyter kernel on the evcxr engine whose cells are linked
+//! against one prebuilt dynamic library of this package.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `child` | the process in which cells run; part of the library, so always compiled |
+//! | `prelude` | builds and finds the prebuilt library |
+//! | `compiler` | stands in for cargo before the engine and calls `rustc` directly |
+//! | `types` | types of new variables, told by the compiler |
+//! | `stream` | takes apart what a cell prints |
+//! | `session` | one notebook's engine |
+//! | `analysis` | completions that know the library |
+//! | `output` | from a cell's events to Jupyter's messages |
+//! | `server` | the five sockets |
+//! | `headless` | runs notebooks without Python |
+//! | `kernelspec`, `lab`, `doctor` | registering, opening, looking for what is missing |
+//!
+//! All but `child` need the cargo feature `kernel`. Cells run on Linux; macOS is written for and
+//! untested; on Windows the kernel runs in WSL.
+
+#[cfg(unix)]
+pub mod child;
+
+#[cfg(all(unix, feature = "kernel"))]
+mod analysis;
+#[cfg(all(unix, feature = "kernel"))]
+mod compiler;
+#[cfg(all(unix, feature = "kernel"))]
+mod diagnostics;
+#[cfg(all(unix, feature = "kernel"))]
+mod doctor;
+#[cfg(all(unix, feature = "kernel"))]
+mod headless;
+#[cfg(all(unix, feature = "kernel"))]
+mod kernelspec;
+#[cfg(all(unix, feature = "kernel"))]
+mod lab;
+#[cfg(all(unix, feature = "kernel"))]
+mod output;
+#[cfg(all(unix, feature = "kernel"))]
+mod prelude;
+#[cfg(all(unix, feature = "kernel"))]
+mod server;
+#[cfg(all(unix, feature = "kernel"))]
+mod session;
+#[cfg(all(unix, feature = "kernel"))]
+mod stream;
+#[cfg(all(unix, feature = "kernel"))]
+mod syntax;
+#[cfg(all(unix, feature = "kernel"))]
+mod types;
+
+#[cfg(all(unix, feature = "kernel"))]
+pub use compiler::hook;
+#[cfg(all(unix, feature = "kernel"))]
+pub use doctor::{Check, State, doctor};
+#[cfg(all(unix, feature = "kernel"))]
+pub use headless::{RunOptions, run_notebooks};
+#[cfg(all(unix, feature = "kernel"))]
+pub use kernelspec::{Installed, install, installed, uninstall};
+#[cfg(all(unix, feature = "kernel"))]
+pub use lab::lab;
+#[cfg(all(unix, feature = "kernel"))]
+pub use prelude::{Crate, Prelude, Toolchain};
+#[cfg(all(unix, feature = "kernel"))]
+pub use server::serve;
+#[cfg(all(unix, feature = "kernel"))]
+pub use session::{CellError, Handle, Session, Sink, Workplace};
+#[cfg(all(unix, feature = "kernel"))]
+pub use stream::{Event, Stream};
+
+// Named so that each is inside the prebuilt library even before a stage uses it: a cell that names
+// a crate which is not would be linked against a copy of its own.
+use candle_nn as _;
+use candle_transformers as _;
+use csv as _;
+use half as _;
+use memmap2 as _;
+use plotters as _;
+use rand_chacha as _;
+use rayon as _;
+use safetensors as _;
+use tokenizers as _;

@@ -1,0 +1,602 @@
+//! The Jupyter server: five sockets, one engine. Requests are answered in order on the shell
+//! channel; control, heartbeat and what cells print never wait for a running cell, and
+//! `kernel_info` is answered while the engine still starts.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use jupyter_protocol::{
+    CodeMirrorMode, CommClose, CommInfoReply, CompleteReply, ConnectionInfo, ErrorOutput, ExecuteInput,
+    ExecuteReply, ExecuteRequest, ExecutionCount, ExpressionResult, HistoryEntry, HistoryReply,
+    HistoryRequest, InspectReply, InterruptReply, IsCompleteReply, JupyterMessage, JupyterMessageContent,
+    KernelInfoReply, LanguageInfo, ReplyError, ReplyStatus, ShutdownReply, Status,
+};
+use jupyter_zmq_client as zmq;
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use super::output::{self, Begin, Captured, Item, Publish};
+use super::prelude::Prelude;
+use super::session::{CellError, Handle, Session, Workplace};
+use super::stream::{Event, Stream};
+use super::syntax;
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Code that does not check for interrupts may run on this long.
+const GRACE: Duration = Duration::from_secs(4);
+/// Cells kept for history requests.
+const HISTORY: usize = 10_000;
+
+/// Serves the notebook that Jupyter described in `connection_file`, until it says shut down.
+///
+/// # Errors
+/// When the file cannot be read, a port is taken, or the Rust toolchain is missing.
+pub fn serve(connection_file: impl AsRef<Path>) -> Result<()> {
+    let path = connection_file.as_ref();
+    let info: ConnectionInfo = serde_json::from_str(&files::read_text(path)?).map_err(|e| {
+        Error::format(path, format!("line {}", e.line()), format!("not a connection file: {e}"))
+    })?;
+    if info.signature_scheme != "hmac-sha256" {
+        return Err(Error::format(path, "signature_scheme", "only hmac-sha256 is supported"));
+    }
+    let workplace = Workplace::prepare()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::io("threads"))?;
+    runtime.block_on(Server::run(info, workplace))
+}
+
+/// Work for the engine's thread.
+enum Job {
+    Execute { code: String, begin: Box<Begin>, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
+    Complete { code: String, position: usize, reply: oneshot::Sender<(Vec<String>, usize, usize)> },
+    Inspect { code: String, position: usize, reply: oneshot::Sender<Option<Map<String, Value>>> },
+}
+
+/// Sends to the public channel and to the person who asks.
+#[derive(Clone)]
+struct Outlets {
+    public: mpsc::Sender<JupyterMessage>,
+    questions: mpsc::Sender<JupyterMessage>,
+    handle: Arc<OnceLock<Handle>>,
+}
+
+impl Publish for Outlets {
+    fn publish(&self, message: JupyterMessage) {
+        // The channel closes when the kernel shuts down; nobody listens then.
+        let _ = self.public.blocking_send(message);
+    }
+
+    fn ask(&self, message: JupyterMessage) {
+        let _ = self.questions.blocking_send(message);
+    }
+
+    fn no_answer(&self) {
+        self.publish_note("this frontend cannot answer questions; the cell reads an empty line\n");
+        if let Some(handle) = self.handle.get() {
+            handle.answer("");
+        }
+    }
+}
+
+impl Outlets {
+    fn publish_note(&self, text: &str) {
+        self.publish(JupyterMessage::new(jupyter_protocol::StreamContent::stderr(text), None));
+    }
+}
+
+struct Server {
+    shell: zmq::RouterSendConnection,
+    outlets: Outlets,
+    jobs: Sender<Job>,
+    count: usize,
+    history: VecDeque<(usize, String, Option<String>)>,
+}
+
+impl Server {
+    async fn run(info: ConnectionInfo, workplace: Workplace) -> Result<()> {
+        let failed = |what: &'static str| move |e: zmq::RuntimeError| Error::Stopped(format!("{what}: {e}"));
+        let session = uuid();
+        let shell =
+            zmq::create_kernel_shell_connection(&info, &session).await.map_err(failed("shell channel"))?;
+        let control = zmq::create_kernel_control_connection(&info, &session)
+            .await
+            .map_err(failed("control channel"))?;
+        let stdin =
+            zmq::create_kernel_stdin_connection(&info, &session).await.map_err(failed("stdin channel"))?;
+        let mut public =
+            zmq::create_kernel_iopub_connection(&info, &session).await.map_err(failed("iopub channel"))?;
+        let mut heart =
+            zmq::create_kernel_heartbeat_connection(&info).await.map_err(failed("heartbeat channel"))?;
+        tokio::spawn(async move {
+            loop {
+                if heart.single_heartbeat().await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        });
+        let (public_send, mut public_receive) = mpsc::channel::<JupyterMessage>(64);
+        tokio::spawn(async move {
+            while let Some(message) = public_receive.recv().await {
+                // A listener that went away is no reason to stop.
+                let _ = public.send(message).await;
+            }
+        });
+        let handle: Arc<OnceLock<Handle>> = Arc::default();
+        let (questions, mut questions_receive) = mpsc::channel::<JupyterMessage>(4);
+        let (mut ask, mut answers) = stdin.split();
+        tokio::spawn(async move {
+            while let Some(message) = questions_receive.recv().await {
+                let _ = ask.send(message).await;
+            }
+        });
+        watch_parent(handle.clone());
+        let answered = handle.clone();
+        tokio::spawn(async move {
+            loop {
+                match answers.read().await {
+                    Ok(message) => {
+                        if let (JupyterMessageContent::InputReply(reply), Some(handle)) =
+                            (message.content, answered.get())
+                        {
+                            handle.answer(&reply.value);
+                        }
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        });
+        let outlets = Outlets { public: public_send, questions, handle };
+        let starting = JupyterMessage::new(Status::starting(), None);
+        let _ = outlets.public.send(starting).await;
+        let jobs = start_engine(workplace, outlets.clone());
+        let (stop, mut stopped) = mpsc::channel::<()>(1);
+        tokio::spawn(serve_control(control, outlets.clone(), stop));
+
+        let (send, mut receive) = shell.split();
+        let (queue, mut requests) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                match receive.read().await {
+                    Ok(message) => {
+                        if queue.send(message).is_err() {
+                            return;
+                        }
+                    }
+                    // Unsigned, wrongly signed, cut short, not JSON: dropped, as the protocol says.
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let mut server = Server { shell: send, outlets, jobs, count: 0, history: VecDeque::new() };
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => server.handle(request, &mut requests, &mut stopped).await,
+                    None => return Ok(()),
+                },
+                _ = stopped.recv() => return Ok(()),
+            }
+            if stopped.try_recv().is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn public(&self, content: impl Into<JupyterMessageContent>, parent: &JupyterMessage) {
+        let _ = self.outlets.public.send(JupyterMessage::new(content, Some(parent))).await;
+    }
+
+    async fn reply(&mut self, content: impl Into<JupyterMessageContent>, parent: &JupyterMessage) {
+        // A client that went away needs no answer.
+        let _ = self.shell.send(JupyterMessage::new(content, Some(parent))).await;
+    }
+
+    async fn handle(
+        &mut self,
+        request: JupyterMessage,
+        more: &mut mpsc::UnboundedReceiver<JupyterMessage>,
+        stopped: &mut mpsc::Receiver<()>,
+    ) {
+        let mut waiting = VecDeque::from([request]);
+        while let Some(request) = waiting.pop_front() {
+            self.public(Status::busy(), &request).await;
+            let failed = self.answer(&request, more, &mut waiting, stopped).await;
+            self.public(Status::idle(), &request).await;
+            if failed {
+                for next in std::mem::take(&mut waiting) {
+                    if matches!(next.content, JupyterMessageContent::ExecuteRequest(_)) {
+                        self.abort(&next).await;
+                    } else {
+                        waiting.push_back(next);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn abort(&mut self, request: &JupyterMessage) {
+        self.public(Status::busy(), request).await;
+        let count = ExecutionCount::new(self.count);
+        let reply =
+            ExecuteReply { status: ReplyStatus::Aborted, execution_count: count, ..ExecuteReply::default() };
+        self.reply(reply, request).await;
+        self.public(Status::idle(), request).await;
+    }
+
+    /// True when the cells in `waiting` must be aborted.
+    async fn answer(
+        &mut self,
+        request: &JupyterMessage,
+        more: &mut mpsc::UnboundedReceiver<JupyterMessage>,
+        waiting: &mut VecDeque<JupyterMessage>,
+        stopped: &mut mpsc::Receiver<()>,
+    ) -> bool {
+        match &request.content {
+            JupyterMessageContent::ExecuteRequest(execute) => {
+                let (reply, abort) = self.execute(request, execute, stopped).await;
+                if abort {
+                    // What arrived before the client could know of the failure; a cell sent in
+                    // answer to it comes later.
+                    while let Ok(next) = more.try_recv() {
+                        waiting.push_back(next);
+                    }
+                }
+                if let Some(reply) = reply {
+                    self.reply(reply, request).await;
+                }
+                return abort;
+            }
+            JupyterMessageContent::KernelInfoRequest(_) => self.reply(kernel_info(), request).await,
+            JupyterMessageContent::CompleteRequest(complete) => {
+                let position = byte_offset(&complete.code, complete.cursor_pos);
+                let (reply, answer) = oneshot::channel();
+                let _ = self.jobs.send(Job::Complete { code: complete.code.clone(), position, reply });
+                let (matches, start, end) = answer.await.unwrap_or((Vec::new(), position, position));
+                let character = |byte: usize| {
+                    complete.code.get(..byte).map_or(complete.cursor_pos, |t| t.chars().count())
+                };
+                let reply = CompleteReply {
+                    matches,
+                    cursor_start: character(start),
+                    cursor_end: character(end),
+                    ..CompleteReply::default()
+                };
+                self.reply(reply, request).await;
+            }
+            JupyterMessageContent::InspectRequest(inspect) => {
+                let position = byte_offset(&inspect.code, inspect.cursor_pos);
+                let (reply, answer) = oneshot::channel();
+                let _ = self.jobs.send(Job::Inspect { code: inspect.code.clone(), position, reply });
+                let found = answer.await.ok().flatten();
+                let reply = InspectReply {
+                    found: found.is_some(),
+                    data: output::media(found.unwrap_or_default()),
+                    ..InspectReply::default()
+                };
+                self.reply(reply, request).await;
+            }
+            JupyterMessageContent::IsCompleteRequest(check) => {
+                let reply = match syntax::completeness(&check.code) {
+                    syntax::Completeness::Complete => IsCompleteReply::complete(),
+                    syntax::Completeness::Incomplete(indent) => IsCompleteReply::incomplete(indent),
+                    syntax::Completeness::Invalid => IsCompleteReply::invalid(),
+                };
+                self.reply(reply, request).await;
+            }
+            JupyterMessageContent::HistoryRequest(wanted) => {
+                let reply = HistoryReply::new(self.history(wanted));
+                self.reply(reply, request).await;
+            }
+            JupyterMessageContent::CommInfoRequest(_) => self.reply(CommInfoReply::default(), request).await,
+            JupyterMessageContent::CommOpen(open) => {
+                // No targets are known; the protocol asks for a close.
+                self.public(CommClose { comm_id: open.comm_id.clone(), data: Map::new() }, request).await;
+            }
+            // Shutdown and interrupt belong to the control channel, but old clients use this one.
+            JupyterMessageContent::ShutdownRequest(shutdown) => {
+                self.reply(ShutdownReply { restart: shutdown.restart, ..ShutdownReply::default() }, request)
+                    .await;
+                finish(&self.outlets).await;
+                stopped.close();
+            }
+            JupyterMessageContent::InterruptRequest(_) => self.reply(InterruptReply::new(), request).await,
+            _ => {}
+        }
+        false
+    }
+
+    async fn execute(
+        &mut self,
+        request: &JupyterMessage,
+        execute: &ExecuteRequest,
+        stopped: &mut mpsc::Receiver<()>,
+    ) -> (Option<ExecuteReply>, bool) {
+        let counted = execute.store_history && !execute.silent;
+        let count = if counted { self.count + 1 } else { self.count.max(1) };
+        if counted {
+            self.count = count;
+        }
+        let execution_count = ExecutionCount::new(count);
+        if !execute.silent {
+            self.public(ExecuteInput { code: execute.code.clone(), execution_count }, request).await;
+        }
+        let begin = |capture: bool, has_result: bool| {
+            Box::new(Begin {
+                parent: request.clone(),
+                count,
+                has_result,
+                capture,
+                may_ask: execute.allow_stdin && !capture,
+            })
+        };
+        let has_result = syntax::ends_with_value(&execute.code);
+        let Some((outcome, captured)) =
+            self.job(&execute.code, begin(execute.silent, has_result), stopped).await
+        else {
+            return (None, false);
+        };
+        let mut reply = ExecuteReply { execution_count, ..ExecuteReply::default() };
+        let mut abort = false;
+        match outcome {
+            Ok(()) => {
+                let mut values = HashMap::new();
+                for (name, code) in execute.user_expressions.iter().flatten() {
+                    let Some((outcome, captured)) = self.job(code, begin(true, true), stopped).await else {
+                        return (None, false);
+                    };
+                    values.insert(name.clone(), expression(outcome, captured));
+                }
+                reply.user_expressions = Some(values);
+            }
+            Err(error) => {
+                let CellError { ename, evalue, traceback } = error;
+                if !execute.silent {
+                    let error = ErrorOutput {
+                        ename: ename.clone(),
+                        evalue: evalue.clone(),
+                        traceback: traceback.clone(),
+                    };
+                    self.public(error, request).await;
+                }
+                reply.status = ReplyStatus::Error;
+                reply.error = Some(Box::new(ReplyError { ename, evalue, traceback }));
+                abort = execute.stop_on_error;
+            }
+        }
+        if counted {
+            self.history.push_back((count, execute.code.clone(), captured.text));
+            if self.history.len() > HISTORY {
+                self.history.pop_front();
+            }
+        }
+        (Some(reply), abort)
+    }
+
+    /// Runs code on the engine's thread; `None` when the kernel is told to stop meanwhile.
+    async fn job(
+        &mut self,
+        code: &str,
+        begin: Box<Begin>,
+        stopped: &mut mpsc::Receiver<()>,
+    ) -> Option<(Result<(), CellError>, Captured)> {
+        let (reply, answer) = oneshot::channel();
+        if self.jobs.send(Job::Execute { code: code.to_owned(), begin, reply }).is_err() {
+            return Some((
+                Err(CellError::new("KernelError", "the engine is gone; restart the kernel")),
+                Captured::default(),
+            ));
+        }
+        tokio::select! {
+            outcome = answer => Some(outcome.unwrap_or_else(|_| {
+                (Err(CellError::new("KernelError", "the engine stopped; restart the kernel")), Captured::default())
+            })),
+            _ = stopped.recv() => {
+                stopped.close();
+                None
+            }
+        }
+    }
+
+    fn history(&self, wanted: &HistoryRequest) -> Vec<HistoryEntry> {
+        let entry = |(count, code, text): &(usize, String, Option<String>), output: bool| {
+            if output {
+                HistoryEntry::InputOutput(1, *count, (code.clone(), text.clone().unwrap_or_default()))
+            } else {
+                HistoryEntry::Input(1, *count, code.clone())
+            }
+        };
+        let last = |n: i32| self.history.len().saturating_sub(usize::try_from(n).unwrap_or(0));
+        match wanted {
+            HistoryRequest::Tail { n, output, .. } => {
+                self.history.iter().skip(last(*n)).map(|e| entry(e, *output)).collect()
+            }
+            HistoryRequest::Range { start, stop, output, .. } => {
+                let start = usize::try_from(*start).unwrap_or(0);
+                let stop = usize::try_from(*stop).ok().filter(|&s| s > 0).unwrap_or(usize::MAX);
+                self.history
+                    .iter()
+                    .filter(|e| e.0 >= start && e.0 < stop)
+                    .map(|e| entry(e, *output))
+                    .collect()
+            }
+            HistoryRequest::Search { pattern, unique, output, n, .. } => {
+                let mut found: Vec<_> = self.history.iter().filter(|e| syntax::glob(pattern, &e.1)).collect();
+                if *unique {
+                    let mut seen = std::collections::HashSet::new();
+                    found.reverse();
+                    found.retain(|e| seen.insert(e.1.clone()));
+                    found.reverse();
+                }
+                let skip = found.len().saturating_sub(usize::try_from(*n).unwrap_or(0));
+                found.into_iter().skip(skip).map(|e| entry(e, *output)).collect()
+            }
+        }
+    }
+}
+
+fn expression(outcome: Result<(), CellError>, captured: Captured) -> ExpressionResult {
+    match outcome {
+        Ok(()) => ExpressionResult::Ok { data: output::media(captured.data), metadata: Map::new() },
+        Err(CellError { ename, evalue, traceback }) => ExpressionResult::Error { ename, evalue, traceback },
+    }
+}
+
+/// Requests that must not wait for a cell.
+async fn serve_control(mut control: zmq::KernelControlConnection, outlets: Outlets, stop: mpsc::Sender<()>) {
+    loop {
+        let request = match control.read().await {
+            Ok(request) => request,
+            Err(_) => {
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        let status = |status: Status| JupyterMessage::new(status, Some(&request));
+        let _ = outlets.public.send(status(Status::busy())).await;
+        let reply: Option<JupyterMessageContent> = match &request.content {
+            JupyterMessageContent::KernelInfoRequest(_) => Some(kernel_info().into()),
+            JupyterMessageContent::InterruptRequest(_) => {
+                if let Some(handle) = outlets.handle.get().cloned() {
+                    tokio::task::spawn_blocking(move || handle.interrupt(GRACE));
+                }
+                Some(InterruptReply::new().into())
+            }
+            JupyterMessageContent::ShutdownRequest(shutdown) => {
+                Some(ShutdownReply { restart: shutdown.restart, ..ShutdownReply::default() }.into())
+            }
+            JupyterMessageContent::CommInfoRequest(_) => Some(CommInfoReply::default().into()),
+            _ => None,
+        };
+        let last = matches!(request.content, JupyterMessageContent::ShutdownRequest(_));
+        if let Some(reply) = reply {
+            let _ = control.send(JupyterMessage::new(reply, Some(&request))).await;
+        }
+        let _ = outlets.public.send(status(Status::idle())).await;
+        if last {
+            finish(&outlets).await;
+            let _ = stop.send(()).await;
+            return;
+        }
+    }
+}
+
+/// A kernel whose Jupyter died would run on for ever; its parent changes then. Only a kernel that
+/// Jupyter started has such a parent: a shell may end without meaning to end what it started.
+fn watch_parent(handle: Arc<OnceLock<Handle>>) {
+    let parent = std::os::unix::process::parent_id();
+    if std::env::var("JPY_PARENT_PID").ok().and_then(|p| p.parse().ok()) != Some(parent) {
+        return;
+    }
+    tokio::spawn(async move {
+        while std::os::unix::process::parent_id() == parent {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if let Some(handle) = handle.get() {
+            handle.kill();
+        }
+        std::process::exit(0);
+    });
+}
+
+/// Ends the cells' process and lets the last messages leave.
+async fn finish(outlets: &Outlets) {
+    if let Some(handle) = outlets.handle.get() {
+        handle.kill();
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// The engine's thread and the output's; both live as long as the kernel.
+fn start_engine(workplace: Workplace, outlets: Outlets) -> Sender<Job> {
+    // Bounded: a cell that prints without end waits for the notebook.
+    let (items, items_receive) = sync_channel::<Item>(64);
+    let (jobs, jobs_receive) = channel::<Job>();
+    let out = outlets.clone();
+    std::thread::spawn(move || output::run(&items_receive, &out));
+    std::thread::spawn(move || engine(&workplace, &outlets, &items, &jobs_receive));
+    jobs
+}
+
+fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jobs: &Receiver<Job>) {
+    let events = items.clone();
+    let sink: super::session::Sink = Arc::new(move |event| {
+        // The receiver lives as long as the kernel.
+        let _ = events.send(Item::Event(event));
+    });
+    let mut say = |line: &str| sink(Event::Text(Stream::Err, format!("{line}\n")));
+    let mut session = Prelude::find_or_build(workplace.toolchain(), &mut say)
+        .and_then(|prelude| Session::start(workplace, prelude, sink.clone()));
+    if let Ok(session) = &session {
+        let _ = outlets.handle.set(session.handle());
+    }
+    for job in jobs {
+        match (job, session.as_mut()) {
+            (Job::Execute { code, begin, reply }, Ok(session)) => {
+                let _ = items.send(Item::Begin(begin));
+                let outcome = session.execute(&code);
+                if let Ok(said) = &outcome
+                    && !said.is_empty()
+                {
+                    let data = said.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
+                    let _ = items.send(Item::Event(Event::Display(data, None)));
+                }
+                let _ = reply.send((outcome.map(|_| ()), end(items)));
+            }
+            (Job::Execute { begin, reply, .. }, Err(error)) => {
+                let _ = items.send(Item::Begin(begin));
+                let captured = end(items);
+                let _ = reply.send((Err(CellError::new("KernelError", error.to_string())), captured));
+            }
+            (Job::Complete { code, position, reply }, Ok(session)) => {
+                let _ = reply.send(session.complete(&code, position));
+            }
+            (Job::Inspect { code, position, reply }, Ok(session)) => {
+                let _ = reply.send(session.inspect(&code, position));
+            }
+            (Job::Complete { .. } | Job::Inspect { .. }, Err(_)) => {}
+        }
+    }
+}
+
+fn end(items: &SyncSender<Item>) -> Captured {
+    let (reply, done) = sync_channel(1);
+    let _ = items.send(Item::End(reply));
+    done.recv().unwrap_or_default()
+}
+
+fn byte_offset(code: &str, characters: usize) -> usize {
+    code.char_indices().nth(characters).map_or(code.len(), |(at, _)| at)
+}
+
+fn uuid() -> String {
+    JupyterMessage::new(Status::idle(), None).header.session
+}
+
+fn kernel_info() -> KernelInfoReply {
+    KernelInfoReply {
+        status: ReplyStatus::Ok,
+        protocol_version: "5.4".into(),
+        implementation: "cluescope".into(),
+        implementation_version: env!("CARGO_PKG_VERSION").into(),
+        language_info: LanguageInfo {
+            name: "rust".into(),
+            version: env!("CARGO_PKG_RUST_VERSION").into(),
+            mimetype: Some("text/rust".into()),
+            file_extension: Some(".rs".into()),
+            pygments_lexer: Some("rust".into()),
+            codemirror_mode: Some(CodeMirrorMode::Simple("rust".into())),
+            nbconvert_exporter: None,
+        },
+        banner: format!("cluescope {}: Rust notebooks on the evcxr engine", env!("CARGO_PKG_VERSION")),
+        help_links: vec![],
+        debugger: false,
+        error: None,
+    }
+}

@@ -1,0 +1,398 @@
+//! Models of the Hugging Face hub, in the cache that all its tools share.
+//!
+//! [`Hub::fetch`] answers from the cache whenever it is complete, without a connection. Otherwise it
+//! asks for the list of files, downloads what is missing (continuing an interrupted download), checks sizes and,
+//! for large files, SHA-256, and only then hands out the folder. Everything is taken from one commit.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use sha2::{Digest, Sha256};
+
+use super::weights::{pickle_message, read_index};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::progress::{Progress, check_interrupt};
+
+/// Where and how models are fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// Base address, without a slash at the end.
+    pub endpoint: String,
+    /// The cache folder.
+    pub cache: PathBuf,
+    /// Access token for gated and private models.
+    pub token: Option<String>,
+    /// Never connect; use what the cache holds.
+    pub offline: bool,
+}
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "generation_config.json"];
+
+impl Hub {
+    /// The settings of the environment: `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN` (else the file of
+    /// `huggingface-cli login`), `HF_HUB_OFFLINE`.
+    pub fn from_env() -> Self {
+        let var = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let cache = match var("HF_HUB_CACHE") {
+            Some(folder) => Cache::new(folder.into()),
+            None => Cache::from_env(),
+        };
+        let endpoint = var("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
+        let offline = var("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
+        Hub {
+            endpoint: endpoint.trim_end_matches('/').into(),
+            token: var("HF_TOKEN").map(|token| token.trim().to_owned()).or_else(|| cache.token()),
+            cache: cache.path().clone(),
+            offline: ["1", "on", "yes", "true"].contains(&offline.as_str()),
+        }
+    }
+
+    /// The local folder of a checkpoint, or file of a GGUF, downloaded if need be. `source` is `owner/name`,
+    /// `owner/name@revision` or `owner/name/file.gguf`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] saying what to do: not an id, not found, gated, offline, no safetensors, or damaged on the way.
+    pub fn fetch(&self, source: &str) -> Result<PathBuf> {
+        let id = Id::parse(source)?;
+        let repo =
+            |revision: &str| Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned());
+        let cached = Cache::new(self.cache.clone()).repo(repo(&id.revision));
+        if let Some(found) = id.complete(source, &cached)? {
+            return Ok(found);
+        }
+        if self.offline {
+            return Err(Error::model(
+                source,
+                format!(
+                    "is not (completely) in the cache {} and HF_HUB_OFFLINE forbids a download; load it once without, or copy the cache here",
+                    self.cache.display()
+                ),
+            ));
+        }
+        let api = self.api(source)?;
+        let info = api.repo(repo(&id.revision)).info().map_err(|e| self.explain(source, &id, e))?;
+        // The commit's name becomes a folder; only a hash is one.
+        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(Error::model(source, format!("{} answered without a commit", self.endpoint)));
+        }
+        let names: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+        let download = Download { hub: self, source, id: &id, api: &api, repo: repo(&info.sha) };
+        let found = match &id.file {
+            Some(file) if names.contains(&file.as_str()) => download.file(file)?,
+            Some(file) => {
+                let held = listed(names.iter().filter(|name| files::extension(name) == "gguf"));
+                return Err(Error::model(source, format!("{} has no file {file}; it has {held}", id.repo)));
+            }
+            None => download.checkpoint(&names)?,
+        };
+        // Only now does the branch's name point at this commit: a cache entry is whole or absent.
+        cached.create_ref(&info.sha).map_err(Error::io(&self.cache))?;
+        Ok(found)
+    }
+
+    fn api(&self, source: &str) -> Result<Api> {
+        let address = self.endpoint.strip_prefix("https://").or(self.endpoint.strip_prefix("http://"));
+        let sound = address.is_some_and(|rest| {
+            !rest.is_empty() && rest.chars().all(|c| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c))
+        });
+        if !sound {
+            let message = format!("HF_ENDPOINT is {:?}, which is not an http(s) address", self.endpoint);
+            return Err(Error::model(source, message));
+        }
+        ApiBuilder::from_cache(Cache::new(self.cache.clone()))
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_progress(false)
+            .with_retries(3)
+            .build()
+            .map_err(|e| Error::model(source, format!("cannot prepare a connection: {e}")))
+    }
+
+    /// What an error of the hub means to the user. The status is read from the message because the type
+    /// that carries it belongs to a crate we do not otherwise use.
+    fn explain(&self, source: &str, id: &Id, error: ApiError) -> Error {
+        let text = error.to_string();
+        let status = |code: &str| text.contains(&format!("status: {code}"));
+        let message = if status("401") || status("403") {
+            let who =
+                if self.token.is_some() { "the token in use may not" } else { "without a token you may not" };
+            format!(
+                "{who} read it; accept its terms at {}/{} and set HF_TOKEN to a token of your account",
+                self.endpoint, id.repo
+            )
+        } else if status("404") {
+            format!("{} has no model {} with revision {}", self.endpoint, id.repo, id.revision)
+        } else {
+            format!("download from {} failed: {text}; what arrived is kept, try again", self.endpoint)
+        };
+        Error::model(source, message)
+    }
+}
+
+/// A parsed hub id.
+#[derive(Debug, PartialEq, Eq)]
+struct Id {
+    repo: String,
+    revision: String,
+    file: Option<String>,
+}
+
+impl Id {
+    fn parse(source: &str) -> Result<Self> {
+        let bad = || {
+            Err(Error::model(
+                source,
+                "no such file or folder, and not a Hugging Face id (owner/name, owner/name@revision or owner/name/file.gguf)",
+            ))
+        };
+        let (path, revision) = source.split_once('@').unwrap_or((source, "main"));
+        let plain = |part: &str, more: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && !part.contains("..")
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c) || more.contains(c))
+        };
+        let parts: Vec<&str> = path.split('/').collect();
+        let sound =
+            parts.iter().all(|part| plain(part, "")) && plain(revision, "/") && !revision.starts_with('/');
+        let (repo, file) = match parts[..] {
+            // A few old models have no owner, such as gpt2.
+            [name] => (name.to_owned(), None),
+            [owner, name] => (format!("{owner}/{name}"), None),
+            [owner, name, ref rest @ ..] if files::extension(path) == "gguf" => {
+                (format!("{owner}/{name}"), Some(rest.join("/")))
+            }
+            _ => return bad(),
+        };
+        if !sound
+            || (file.is_none()
+                && ["gguf", "safetensors", "bin", "json"].contains(&files::extension(path).as_str()))
+        {
+            return bad();
+        }
+        Ok(Id { repo, revision: revision.to_owned(), file })
+    }
+
+    /// What the cache holds, when it is all there.
+    fn complete(&self, source: &str, cached: &CacheRepo) -> Result<Option<PathBuf>> {
+        if let Some(file) = &self.file {
+            return Ok(cached.get(file));
+        }
+        let Some(config) = cached.get(CONFIG) else { return Ok(None) };
+        let folder =
+            config.parent().ok_or_else(|| Error::model(source, "the cache has no folder"))?.to_path_buf();
+        if cached.get(TOKENIZER).is_none() {
+            return Ok(None);
+        }
+        let whole = if folder.join(SINGLE).exists() {
+            true
+        } else if folder.join(INDEX).exists() {
+            read_index(&folder.join(INDEX))?.0.iter().all(|shard| folder.join(shard).exists())
+        } else {
+            false
+        };
+        Ok(whole.then_some(folder))
+    }
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a &'a str>) -> String {
+    let names: Vec<&str> = names.copied().collect();
+    match names.len() {
+        0 => "no such file at all".into(),
+        1..=12 => names.join(", "),
+        more => format!("{} and {} more", names[..12].join(", "), more - 12),
+    }
+}
+
+/// Downloads of one commit.
+struct Download<'a> {
+    hub: &'a Hub,
+    source: &'a str,
+    id: &'a Id,
+    api: &'a Api,
+    repo: Repo,
+}
+
+impl Download<'_> {
+    fn checkpoint(&self, names: &[&str]) -> Result<PathBuf> {
+        let has = |name: &str| names.contains(&name);
+        let refuse = |message: String| Err(Error::model(self.source, message));
+        if !has(SINGLE) && !has(INDEX) {
+            if names.iter().any(|name| files::extension(name) == "gguf") {
+                let held = listed(names.iter().filter(|name| files::extension(name) == "gguf"));
+                return refuse(format!("holds GGUF files; name one, such as {}/FILE: {held}", self.id.repo));
+            }
+            if let Some(name) =
+                names.iter().find(|name| ["bin", "pt", "pth"].contains(&files::extension(name).as_str()))
+            {
+                return refuse(pickle_message(name));
+            }
+            return refuse("holds no safetensors weights".into());
+        }
+        for (file, what) in [(CONFIG, "configuration"), (TOKENIZER, "fast tokenizer")] {
+            if !has(file) {
+                return refuse(format!("has no {file}, so no {what}"));
+            }
+        }
+        // The weights last: a checkpoint with weights in the cache is complete.
+        for name in OPTIONAL.into_iter().filter(|name| has(name)) {
+            self.file(name)?;
+        }
+        self.file(TOKENIZER)?;
+        let config = self.file(CONFIG)?;
+        if has(SINGLE) {
+            self.file(SINGLE)?;
+        } else {
+            let index = self.file(INDEX)?;
+            for shard in read_index(&index)?.0 {
+                self.file(&shard)?;
+            }
+        }
+        match config.parent() {
+            Some(folder) => Ok(folder.to_path_buf()),
+            None => refuse("the cache has no folder".into()),
+        }
+    }
+
+    /// One file, checked; a damaged one is fetched once more from the start.
+    fn file(&self, name: &str) -> Result<PathBuf> {
+        // An optional file may be in the cache under its commit without the branch's name.
+        let cached = Cache::new(self.hub.cache.clone()).repo(self.repo.clone());
+        let here = cached.pointer_path(self.repo.revision()).join(name);
+        if here.exists() {
+            return Ok(here);
+        }
+        let api = self.api.repo(self.repo.clone());
+        let explain = |e| self.hub.explain(self.source, self.id, e);
+        let metadata = self.api.metadata(&api.url(name)).map_err(explain)?;
+        let blob = cached.blob_path(metadata.etag());
+        let part = blob.with_extension("part");
+        for attempt in 0..2 {
+            // A part as long as the file has nothing to continue; the server would refuse the range.
+            if part.metadata().is_ok_and(|m| m.len() >= metadata.size() as u64) {
+                remove(&part)?;
+            }
+            let path = self.run(&api, name)?;
+            match damage(&path, metadata.size() as u64, metadata.etag())? {
+                None => return Ok(path),
+                Some(what) => {
+                    remove(&path)?;
+                    remove(&blob)?;
+                    if attempt == 1 {
+                        let message = format!(
+                            "{name} arrived damaged twice ({what}); nothing of it was kept. Check the connection or proxy"
+                        );
+                        return Err(Error::model(self.source, message));
+                    }
+                }
+            }
+        }
+        Err(Error::model(self.source, format!("{name} could not be downloaded")))
+    }
+
+    fn run(&self, api: &ApiRepo, name: &str) -> Result<PathBuf> {
+        let bar = Bar { label: format!("{} {name}", self.id.repo), progress: None };
+        // hf-hub asks nothing of its observer, so an interrupt leaves as an unwinding that runs no
+        // panic hook; the file's lock is released on the way and the part stays to be continued.
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| api.download_with_progress(name, bar)));
+        match outcome {
+            Ok(result) => result.map_err(|e| self.hub.explain(self.source, self.id, e)),
+            Err(payload) if payload.is::<Interrupt>() => Err(Error::Interrupted),
+            Err(payload) => std::panic::resume_unwind(payload),
+        }
+    }
+}
+
+struct Interrupt;
+
+/// hf-hub's progress in ours.
+struct Bar {
+    label: String,
+    progress: Option<Progress>,
+}
+
+impl hf_hub::api::Progress for Bar {
+    fn init(&mut self, size: usize, _filename: &str) {
+        self.progress = Some(Progress::start(self.label.clone(), size as u64, "bytes"));
+    }
+
+    fn update(&mut self, size: usize) {
+        if self.progress.as_ref().is_some_and(|progress| progress.advance(size as u64).is_err()) {
+            std::panic::resume_unwind(Box::new(Interrupt));
+        }
+    }
+
+    fn finish(&mut self) {
+        self.progress = None;
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with a downloaded file. Large files have their SHA-256 as etag; small ones a git hash, and
+/// their size and syntax must do.
+fn damage(path: &Path, size: u64, etag: &str) -> Result<Option<String>> {
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    if length != size {
+        return Ok(Some(format!("{length} bytes instead of {size}")));
+    }
+    if etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit()) {
+        let mut hash = Sha256::new();
+        let mut chunk = vec![0; 1 << 20];
+        loop {
+            let read = file.read(&mut chunk).map_err(Error::io(path))?;
+            if read == 0 {
+                break;
+            }
+            hash.update(&chunk[..read]);
+            check_interrupt()?;
+        }
+        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if found != etag.to_lowercase() {
+            return Ok(Some("its SHA-256 is another".into()));
+        }
+    } else if files::extension(path) == "json" {
+        let text = std::fs::read(path).map_err(Error::io(path))?;
+        if let Err(e) = serde_json::from_slice::<serde_json::Value>(&text) {
+            return Ok(Some(format!("not JSON: {e}")));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_told_from_paths() {
+        let id = |repo: &str, revision: &str, file: Option<&str>| Id {
+            repo: repo.into(),
+            revision: revision.into(),
+            file: file.map(str::to_owned),
+        };
+        assert_eq!(Id::parse("gpt2").unwrap(), id("gpt2", "main", None));
+        assert_eq!(Id::parse("a/b-1.5@refs/pr/3").unwrap(), id("a/b-1.5", "refs/pr/3", None));
+        assert_eq!(Id::parse("a/b/c.gguf@v1").unwrap(), id("a/b", "v1", Some("c.gguf")));
+        for wrong in
+            ["", "/etc", "a/../b", "./x", "a/b/c", "model.gguf", "a/b@", "a/b@../x", "a b/c", "x.safetensors"]
+        {
+            let message = Id::parse(wrong).unwrap_err().to_string();
+            assert!(message.contains("not a Hugging Face id"), "{wrong}: {message}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! From a name to a model: a hub id, a folder, or a GGUF file.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde_json::Value;
+
+use super::family::{Family, Form};
+use super::hub::Hub;
+use super::weights::{Bytes, Tensors, WeightFile, pickle_message};
+use super::{DecoderConfig, Model, gguf, vocabulary};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::provenance::content_hash;
+use crate::tokens::{SpecialTokens, Tokenizer};
+
+impl Model {
+    /// Loads a model onto the best device this build supports.
+    ///
+    /// `source` is one of
+    /// - a folder with `config.json`, `tokenizer.json` and `model.safetensors` (or its shards and index),
+    /// - a `.gguf` file, which holds everything ([`GGUF_TYPES`](super::GGUF_TYPES) are read),
+    /// - a Hugging Face id, `owner/name` or `owner/name@revision`, or `owner/name/file.gguf` for a file of a
+    ///   GGUF repository. Downloads go to the cache all Hugging Face tools share; the environment variables
+    ///   `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` count.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for an architecture that is not supported, [`Error::Format`] naming file and tensor for a
+    /// truncated or corrupt file or one that does not fit its configuration, [`Error::Io`].
+    pub fn load(source: &str) -> Result<Model> {
+        Model::load_from(source, &Hub::from_env())
+    }
+
+    /// [`Model::load`] with explicit settings for the hub.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_from(source: &str, hub: &Hub) -> Result<Model> {
+        let path = Path::new(source);
+        let extension = files::extension(path);
+        if path.is_dir() {
+            return load_folder(source, path);
+        }
+        if path.is_file() {
+            return match extension.as_str() {
+                "gguf" => load_gguf(source, path),
+                "safetensors" => Err(Error::model(
+                    source,
+                    "give the folder that holds it, with config.json and tokenizer.json",
+                )),
+                "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Error::model(source, pickle_message(source))),
+                _ => Err(Error::model(source, "is neither a folder nor a .gguf file")),
+            };
+        }
+        match hub.fetch(source)? {
+            found if found.is_dir() => load_folder(source, &found),
+            found => load_gguf(source, &found),
+        }
+    }
+
+    /// A model from the contents of its files in memory, such as those built into a program.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_bytes(name: &str, config: &[u8], tokenizer: &[u8], weights: &'static [u8]) -> Result<Model> {
+        let parse = |bytes: &[u8], file: &str| -> Result<Value> {
+            serde_json::from_slice(bytes)
+                .map_err(|e| Error::format(format!("{name}/{file}"), "", format!("not JSON: {e}")))
+        };
+        let config = parse(config, "config.json")?;
+        let special = SpecialTokens::from_configs(&Value::Null, &Value::Null, &config);
+        let tokenizer = Tokenizer::with_special(&format!("{name}/tokenizer.json"), tokenizer, &special)?;
+        let mut tensors = Tensors::default();
+        tensors
+            .add_safetensors(&PathBuf::from(format!("{name}/model.safetensors")), Bytes::Memory(weights))?;
+        from_parts(name, Path::new("config.json"), &config, tokenizer, tensors)
+    }
+}
+
+/// The device a build computes on: the first CUDA or Metal device when built for it and there is one.
+pub(crate) fn default_device() -> Device {
+    #[cfg(feature = "cuda")]
+    if let Ok(device) = Device::cuda_if_available(0) {
+        return device;
+    }
+    #[cfg(feature = "metal")]
+    if let Ok(device) = Device::new_metal(0) {
+        return device;
+    }
+    Device::Cpu
+}
+
+fn load_folder(name: &str, folder: &Path) -> Result<Model> {
+    let config_path = folder.join("config.json");
+    if !config_path.is_file() {
+        let hint = if folder.join("adapter_config.json").is_file() {
+            "holds an adapter, not a model; load its base model and put the adapter on it"
+        } else {
+            "has no config.json; give the folder of a Hugging Face checkpoint or a .gguf file"
+        };
+        return Err(Error::model(name, hint));
+    }
+    let config = read_json(&config_path)?;
+    let tokenizer_path = folder.join("tokenizer.json");
+    if !tokenizer_path.is_file() {
+        let message = "has no tokenizer.json; save it once with transformers (AutoTokenizer.from_pretrained(…).save_pretrained(…))";
+        return Err(Error::model(name, message));
+    }
+    // Before the weights: whatever is wrong with the small files is said at once.
+    Family::read_config(name, &config_path, &config)?;
+    let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
+    from_parts(name, &config_path, &config, tokenizer, Tensors::open_folder(folder)?)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = files::read_text(path)?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::format(path, format!("line {}", e.line()), format!("not JSON: {e}")))
+}
+
+fn from_parts(
+    name: &str,
+    config_path: &Path,
+    json: &Value,
+    tokenizer: Tokenizer,
+    tensors: Tensors,
+) -> Result<Model> {
+    let (family, config) = Family::read_config(name, config_path, json)?;
+    finish(name, family, Form::HuggingFace, config, tokenizer, tensors)
+}
+
+fn load_gguf(name: &str, path: &Path) -> Result<Model> {
+    let bytes = Bytes::open(path)?;
+    let (family, config, tokenizer, tensors) = {
+        let header = gguf::parse(path, &bytes)?;
+        let (family, config) = Family::read_gguf(name, &header)?;
+        let tokenizer = vocabulary::tokenizer(&path.display().to_string(), &header)?;
+        let tensors = Tensors { files: vec![(path.to_path_buf(), bytes.clone())], entries: header.tensors };
+        (family, config, tokenizer, tensors)
+    };
+    finish(name, family, Form::Gguf, config, tokenizer, tensors)
+}
+
+fn finish(
+    name: &str,
+    family: Family,
+    form: Form,
+    config: DecoderConfig,
+    tokenizer: Tokenizer,
+    tensors: Tensors,
+) -> Result<Model> {
+    let device = default_device();
+    let hash = content_hash([format!("{config:?}"), tokenizer.hash().to_owned(), tensors.fingerprint()]);
+    let mut weights = WeightFile::new(family, form, config.clone(), tensors, &device);
+    let model = Model::assemble(name, hash, config, tokenizer, &mut weights, &device)?;
+    weights.finish()?;
+    Ok(model)
+}

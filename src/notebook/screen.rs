@@ -1,0 +1,107 @@
+//! Where rich output goes.
+
+use std::io::Write;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// One value in several forms; a front end shows the richest it knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rich {
+    /// MIME type and content, plain text first.
+    pub forms: Vec<(String, String)>,
+}
+
+impl Rich {
+    /// HTML; it must be whole by itself and need no network.
+    pub fn html(html: impl Into<String>) -> Self {
+        Rich { forms: vec![("text/html".into(), html.into())] }
+    }
+
+    /// Adds plain text for front ends without HTML.
+    pub fn text(mut self, text: impl Into<String>) -> Self {
+        self.forms.insert(0, ("text/plain".into(), text.into()));
+        self
+    }
+}
+
+/// A notebook front end.
+pub trait Screen: Send + Sync {
+    /// Shows a value below the running cell; with an `id`, [`Screen::update`] may replace it.
+    fn show(&self, rich: &Rich, id: Option<&str>);
+
+    /// Replaces what was shown under `id`; false where that is not possible.
+    fn update(&self, rich: &Rich, id: &str) -> bool;
+}
+
+static SCREEN: RwLock<Option<Arc<dyn Screen>>> = RwLock::new(None);
+
+/// Replaces the place where rich output goes, for the whole process. Without this call it is standard
+/// output, in the form the evcxr kernel understands.
+pub fn set_screen(screen: Arc<dyn Screen>) {
+    *SCREEN.write().unwrap_or_else(PoisonError::into_inner) = Some(screen);
+}
+
+pub(super) fn screen() -> Arc<dyn Screen> {
+    let set = SCREEN.read().unwrap_or_else(PoisonError::into_inner).clone();
+    set.unwrap_or_else(|| Arc::new(Evcxr))
+}
+
+/// Shows a value below the running cell.
+pub fn show(rich: &Rich) {
+    screen().show(rich, None);
+}
+
+/// The evcxr kernel: blocks between marker lines on standard output.
+struct Evcxr;
+
+impl Screen for Evcxr {
+    fn show(&self, rich: &Rich, _id: Option<&str>) {
+        let mut out = std::io::stdout().lock();
+        // A front end that went away is no reason to fail.
+        let _ = out.write_all(blocks(rich).as_bytes()).and_then(|()| out.flush());
+    }
+
+    fn update(&self, _rich: &Rich, _id: &str) -> bool {
+        false
+    }
+}
+
+const END: &str = "EVCXR_END_CONTENT";
+
+fn blocks(rich: &Rich) -> String {
+    let mut out = String::new();
+    for (mime, content) in &rich.forms {
+        // A line of the content that is the end mark would end it early, and a carriage return at a line's
+        // end is dropped by the reader.
+        let lines: Vec<String> = content
+            .split('\n')
+            .map(|line| if line.trim_end_matches('\r') == END { format!("{line} ") } else { line.into() })
+            .collect();
+        out.push_str(&format!("EVCXR_BEGIN_CONTENT {mime}\n{}\n{END}\n", lines.join("\n")));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What evcxr makes of the lines: MIME type and content.
+    fn read(text: &str) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            let mime = line.strip_prefix("EVCXR_BEGIN_CONTENT ").unwrap();
+            let content: Vec<&str> = lines.by_ref().take_while(|line| *line != END).collect();
+            found.push((mime.into(), content.join("\n")));
+        }
+        found
+    }
+
+    #[test]
+    fn content_arrives_even_when_it_holds_the_end_mark() {
+        let rich = Rich::html("<pre>\nEVCXR_END_CONTENT\nafter</pre>").text("EVCXR_END_CONTENT");
+        let found = read(&blocks(&rich));
+        assert_eq!(found[0], ("text/plain".into(), "EVCXR_END_CONTENT ".into()));
+        assert_eq!(found[1], ("text/html".into(), "<pre>\nEVCXR_END_CONTENT \nafter</pre>".into()));
+    }
+}

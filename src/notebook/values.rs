@@ -1,0 +1,122 @@
+//! What values show as the last expression of a cell.
+
+use super::screen::{Rich, show};
+use crate::attention::Attended;
+use crate::contrast::Contrast;
+use crate::corpus::Corpus;
+use crate::evaluate::{QuizResult, Scores};
+use crate::report::{FactsPicture, HeadsPicture, LineChart, ProbeFigure, Table, TextPicture};
+use crate::train::Run;
+
+/// Texts shown below a cell; a picture written to a file shows all.
+const TEXTS: usize = 20;
+
+impl Contrast {
+    /// Shows the texts coloured by difference, with the paper's dropout probabilities (α 0.6, β 0.05).
+    pub fn evcxr_display(&self) {
+        TextPicture::of(self).dropout(0.6, 0.05).first(TEXTS).evcxr_display();
+    }
+}
+
+impl Attended {
+    /// Shows the texts coloured by received attention.
+    pub fn evcxr_display(&self) {
+        TextPicture::of_attention(self).first(TEXTS).evcxr_display();
+    }
+}
+
+impl Corpus {
+    /// Shows the first texts with their facts marked.
+    pub fn evcxr_display(&self) {
+        let picture = FactsPicture::of(self).first(5);
+        show(&Rich::html(picture.fragment()).text(picture.terminal()));
+    }
+}
+
+impl TextPicture {
+    /// Shows the picture.
+    pub fn evcxr_display(&self) {
+        show(&Rich::html(self.fragment()).text(self.terminal()));
+    }
+}
+
+impl HeadsPicture {
+    /// Shows the picture.
+    pub fn evcxr_display(&self) {
+        show(
+            &Rich::html(self.fragment())
+                .text("heads of a model; open the picture in a notebook or a browser"),
+        );
+    }
+}
+
+impl ProbeFigure {
+    /// Shows the figure.
+    pub fn evcxr_display(&self) {
+        show(&Rich::html(self.svg()).text(self.table()));
+    }
+}
+
+impl Table {
+    /// Shows the table.
+    pub fn evcxr_display(&self) {
+        show(&Rich::html(self.html()).text(self.to_string()));
+    }
+}
+
+impl QuizResult {
+    /// Shows exact match and F1 by field and in all.
+    pub fn evcxr_display(&self) {
+        match quiz_table(self) {
+            Ok(table) => table.evcxr_display(),
+            Err(error) => show(&Rich { forms: vec![("text/plain".into(), error.to_string())] }),
+        }
+    }
+}
+
+fn quiz_table(result: &QuizResult) -> crate::Result<Table> {
+    let mut table =
+        Table::new(["field", "questions", "exact match", "F1", "ln p a question", "right choice"]);
+    let mut fields = result.by_field();
+    fields.push(("all".into(), result.total()));
+    for (field, scores) in fields {
+        let Scores { questions, exact_match, f1, log_prob, choice_accuracy, .. } = scores;
+        let known = |value: Option<f64>| value.map_or("\u{2013}".to_string(), |v| format!("{v:.3}"));
+        table.push([
+            field,
+            questions.to_string(),
+            format!("{exact_match:.3}"),
+            format!("{f1:.3}"),
+            known(log_prob),
+            known(choice_accuracy),
+        ])?;
+    }
+    Ok(table)
+}
+
+impl Run {
+    /// Shows the loss by epoch.
+    pub fn evcxr_display(&self) {
+        let text = match (self.steps.first(), self.steps.last()) {
+            (Some(first), Some(last)) => {
+                format!(
+                    "{}: {} steps, loss {:.4} to {:.4}",
+                    self.model.name(),
+                    last.step,
+                    first.loss,
+                    last.loss
+                )
+            }
+            _ => format!("{}: no steps", self.model.name()),
+        };
+        let chart = LineChart::new(format!("Training of {}", self.model.name()))
+            .x_label("epoch")
+            .y_label("loss (nats a token)")
+            .line("loss", self.steps.iter().map(|s| (s.epoch, s.loss)));
+        match chart.svg() {
+            Ok(svg) => show(&Rich::html(svg).text(text)),
+            // Nothing to draw: no step was taken.
+            Err(_) => show(&Rich { forms: vec![("text/plain".into(), text)] }),
+        }
+    }
+}

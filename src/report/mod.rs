@@ -1,0 +1,22 @@
+//! Tables, plots and pages for people.
+
+mod experiment;
+mod facts;
+mod heads;
+mod html;
+mod page;
+mod picture;
+mod plot;
+mod probe_figure;
+mod table;
+mod text_picture;
+
+pub use experiment::{experiment_page, experiment_tables};
+pub use facts::FactsPicture;
+pub use heads::HeadsPicture;
+pub use html::escape;
+pub use page::{Page, Section};
+pub use plot::{Bar, GroupedBars, HeatMap, LineChart, PALETTE, StackedBars};
+pub use probe_figure::{Kind, ProbeFigure};
+pub use table::Table;
+pub use text_picture::TextPicture;

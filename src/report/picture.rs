@@ -1,0 +1,188 @@
+//! What all pictures of texts share: colours, the words of a token's note, the page around a picture.
+
+use super::html::escape;
+
+/// Colours by role, for light and dark surroundings. Orange against blue can be told apart with every
+/// common colour blindness; both keep a contrast of at least 4.5 to the text on them.
+pub(super) const STYLE: &str = "
+.cs{--bg:#fff;--fg:#1b1f24;--soft:#5b6470;--line:#c9ced6;--pos:#f09a3e;--neg:#5fa8dc;--tip:#fff;color:var(--fg);background:var(--bg);
+font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;max-width:60rem;margin:0 auto;padding:.75rem 1rem;color-scheme:light}
+@media(prefers-color-scheme:dark){.cs{--bg:#15181c;--fg:#e9ebee;--soft:#a3abb6;--line:#3d444d;--pos:#96500a;--neg:#1f5f9e;--tip:#22272e;color-scheme:dark}}
+[data-jp-theme-light=true] .cs{--bg:#fff;--fg:#1b1f24;--soft:#5b6470;--line:#c9ced6;--pos:#f09a3e;--neg:#5fa8dc;--tip:#fff;color-scheme:light}
+[data-jp-theme-light=false] .cs{--bg:#15181c;--fg:#e9ebee;--soft:#a3abb6;--line:#3d444d;--pos:#96500a;--neg:#1f5f9e;--tip:#22272e;color-scheme:dark}
+.cs *{box-sizing:border-box}
+.cs h2{font-size:1.1rem;line-height:1.3;margin:0 0 .25rem;overflow-wrap:anywhere}
+.cs p,.cs footer{margin:.25rem 0;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
+.cs .scale{display:flex;flex-wrap:wrap;gap:.25rem .6rem;align-items:center;margin:.4rem 0;font-size:.85rem}
+.cs .bar{width:9rem;height:.8rem;border:1px solid var(--line)}
+.cs details{border-top:1px solid var(--line);padding:.35rem 0}
+.cs summary{cursor:pointer;overflow-wrap:anywhere}
+.cs .tx{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;line-height:1.9;margin:.35rem 0;padding:.25rem;border:1px solid transparent;border-radius:3px;tab-size:4}
+.cs .tx:focus-visible{outline:2px solid var(--fg)}
+.cs .tx b{font-weight:inherit;padding:.15em 0;background:color-mix(in srgb,var(--c) calc(var(--w)*1%),transparent);unicode-bidi:normal}
+.cs .p{--c:var(--pos);border-bottom:2px solid color-mix(in srgb,var(--fg) calc(var(--w)*.6%),transparent)}
+.cs .n{--c:var(--neg)}
+.cs .tx .on{outline:2px solid var(--fg);outline-offset:-1px}
+.cs .tip{position:fixed;z-index:9;left:0;top:0;max-width:min(24rem,92vw);padding:.4rem .6rem;background:var(--tip);color:var(--fg);border:1px solid var(--soft);border-radius:4px;
+box-shadow:0 2px 8px #0005;font-size:.85rem;line-height:1.45;white-space:pre-line;overflow-wrap:anywhere;pointer-events:none}
+.cs .tip[hidden]{display:none}
+";
+
+/// Notes beside the pointer and the keyboard's token. A note without this script is the browser's own
+/// tooltip. Every picture on a page is set up once.
+pub(super) const SCRIPT: &str = r#"
+(()=>{for(const root of document.querySelectorAll('.cs:not([data-ready])')){root.dataset.ready='1';
+const tip=document.createElement('div');tip.className='tip';tip.hidden=true;root.append(tip);
+let on=null;
+const hide=()=>{tip.hidden=true;if(on){on.classList.remove('on');on.removeAttribute('aria-selected');on=null}};
+const show=t=>{hide();on=t;t.classList.add('on');t.setAttribute('aria-selected','true');tip.textContent=t.dataset.note;tip.hidden=false;
+const r=t.getClientRects()[0]||t.getBoundingClientRect(),b=tip.getBoundingClientRect();
+let y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
+tip.style.left=Math.max(4,Math.min(r.left,innerWidth-b.width-8))+'px';tip.style.top=y+'px'};
+let count=0;
+for(const box of root.querySelectorAll('.tx')){
+let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('b')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++;t.setAttribute('role','option')}}return list};
+const go=t=>{if(!t)return;t.scrollIntoView({block:'nearest'});show(t);box.setAttribute('aria-activedescendant',t.id)};
+box.tabIndex=0;box.setAttribute('role','listbox');
+box.addEventListener('pointerover',e=>{tokens();const t=e.target.closest('b');if(t)show(t)});
+box.addEventListener('pointerleave',hide);box.addEventListener('blur',hide);
+box.addEventListener('focus',()=>{tokens();if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:list[0])});
+box.addEventListener('keydown',e=>{const all=tokens(),at=on?all.indexOf(on):-1;let to=null;
+const byRank=step=>{const order=all.slice().sort((a,b)=>a.dataset.r-b.dataset.r);return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
+if(e.key==='ArrowRight')to=all[Math.min(all.length-1,at+1)];else if(e.key==='ArrowLeft')to=all[Math.max(0,at-1)];
+else if(e.key==='ArrowDown')to=byRank(1);else if(e.key==='ArrowUp')to=byRank(-1);
+else if(e.key==='Home')to=all[0];else if(e.key==='End')to=all[all.length-1];else if(e.key==='Escape')return hide();else return;
+e.preventDefault();go(to)})}
+addEventListener('scroll',()=>{if(on&&!root.contains(document.activeElement))hide()},{passive:true})}})();
+"#;
+
+/// `fragment` as a page of its own.
+pub(super) fn page(title: &str, fragment: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
+         <title>{}</title>\n\
+         <style>body{{margin:0;background:#fff}}@media(prefers-color-scheme:dark){{body{{background:#15181c}}}}</style>\n\
+         </head>\n<body>\n{fragment}\n</body>\n</html>\n",
+        escape(title)
+    )
+}
+
+/// A token's text with every character visible: blanks, line breaks, controls and what changes the
+/// direction of writing.
+pub(super) fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            ' ' => out.push('\u{2423}'),
+            '\n' => out.push('\u{23ce}'),
+            '\t' => out.push('\u{21e5}'),
+            c if hidden(c) => out.push_str(&format!("[U+{:04X}]", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Text that cannot drive a terminal or rearrange a line: what is hidden is shown by its number; line breaks
+/// and tabs stay.
+pub(super) fn tame(text: &str) -> String {
+    let number = |c: char| format!("[U+{:04X}]", c as u32);
+    text.chars().map(|c| if hidden(c) && !matches!(c, '\n' | '\t') { number(c) } else { c.into() }).collect()
+}
+
+/// Controls, and format characters that would rearrange what stands beside them.
+fn hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// A model's name for a title: the last part of a path, without `.gguf`. Provenance keeps the whole.
+pub(super) fn title_name(name: &str) -> &str {
+    let last = name.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or(name);
+    last.strip_suffix(".gguf").unwrap_or(last)
+}
+
+/// Three significant digits, without an exponent unless the number is tiny.
+pub(super) fn short(value: f32) -> String {
+    let size = value.abs();
+    if size == 0.0 {
+        "0".into()
+    } else if size < 1e-4 {
+        format!("{value:.2e}")
+    } else {
+        let digits = (2 - size.log10().floor() as i32).max(0) as usize;
+        format!("{value:.digits$}")
+    }
+}
+
+/// [`short`] with a sign.
+pub(super) fn signed(value: f32) -> String {
+    let text = short(value.abs());
+    match value {
+        v if v > 0.0 => format!("+{text}"),
+        v if v < 0.0 => format!("\u{2212}{text}"),
+        _ => text,
+    }
+}
+
+/// The value at full colour: 19 of 20 values of `sizes` lie at or below it, so that one token which
+/// absorbs everything does not bleach the rest.
+pub(super) fn full_colour(mut sizes: Vec<f32>) -> f32 {
+    sizes.retain(|s| s.is_finite());
+    sizes.sort_by(f32::total_cmp);
+    let at = (sizes.len() as f64 * 0.95).ceil() as usize;
+    let found = sizes.get(at.saturating_sub(1)).copied().unwrap_or(0.0);
+    let largest = sizes.last().copied().unwrap_or(0.0);
+    match (found > 0.0, largest > 0.0) {
+        (true, _) => found,
+        (false, true) => largest,
+        _ => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_honest() {
+        let cases = [(0.0, "0"), (0.012345, "0.0123"), (-0.5, "-0.500"), (1234.6, "1235"), (2e-7, "2.00e-7")];
+        for (value, want) in cases {
+            assert_eq!(short(value), want);
+        }
+        assert_eq!(signed(0.25), "+0.250");
+        assert_eq!(signed(-0.25), "\u{2212}0.250");
+    }
+
+    #[test]
+    fn nothing_invisible_stays_invisible() {
+        assert_eq!(visible(" a\n\t\u{202e}\u{7}e\u{301}"), "␣a⏎⇥[U+202E][U+0007]e\u{301}");
+    }
+
+    #[test]
+    fn tame_text_has_no_escape_sequences() {
+        assert_eq!(tame("a b\n\t\u{1b}[31m\u{2066}"), "a b\n\t[U+001B][31m[U+2066]");
+    }
+
+    #[test]
+    fn titles_name_the_file_and_not_its_folders() {
+        for (name, want) in
+            [("/a/b.c/m-1.5b.gguf", "m-1.5b"), ("owner/model", "model"), ("m/", "m"), ("nano", "nano")]
+        {
+            assert_eq!(title_name(name), want);
+        }
+    }
+
+    #[test]
+    fn one_outlier_does_not_decide_the_scale() {
+        let mut sizes = vec![0.01; 99];
+        sizes.push(5.0);
+        assert_eq!(full_colour(sizes), 0.01);
+        assert_eq!(full_colour(vec![0.0; 99]), 1.0);
+        let mut sparse = vec![0.0; 99];
+        sparse.push(2.0);
+        assert_eq!(full_colour(sparse), 2.0);
+    }
+}

@@ -1,0 +1,218 @@
+//! Tables for terminals and pages, from polars frames or row by row.
+
+use polars::prelude::{AnyValue, DataFrame};
+
+use super::escape;
+use crate::error::{Error, Result};
+
+/// A table of finished texts.
+///
+/// ```
+/// use cluescope::report::Table;
+/// let mut table = Table::new(["condition", "f1"]).caption("Results");
+/// table.push(["plain", "0.48"])?;
+/// assert_eq!(table.to_string(), "Results\ncondition    f1\n---------  ----\nplain      0.48\n");
+/// assert!(table.html().contains("<td class=\"n\">0.48</td>"));
+/// # Ok::<(), cluescope::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    caption: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+/// What stands for a value that is not known.
+const NOTHING: &str = "–";
+
+impl Table {
+    /// A table without rows as yet.
+    pub fn new<S: Into<String>>(columns: impl IntoIterator<Item = S>) -> Self {
+        Table { columns: columns.into_iter().map(Into::into).collect(), ..Table::default() }
+    }
+
+    /// Sets the line above the table.
+    pub fn caption(mut self, caption: impl Into<String>) -> Self {
+        self.caption = caption.into();
+        self
+    }
+
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when it has not one cell for each column.
+    pub fn push<S: Into<String>>(&mut self, row: impl IntoIterator<Item = S>) -> Result<()> {
+        let row: Vec<String> = row.into_iter().map(Into::into).collect();
+        if row.len() != self.columns.len() {
+            return Err(Error::Stopped(format!(
+                "table `{}`: a row of {} cells for {} columns",
+                self.caption,
+                row.len(),
+                self.columns.len()
+            )));
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// All of `frame`, fractions with `decimals` places.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when a value cannot be read.
+    pub fn from_frame(frame: &DataFrame, decimals: usize) -> Result<Self> {
+        let mut table = Table::new(frame.columns().iter().map(|c| c.name().to_string()));
+        for row in 0..frame.height() {
+            let cells: Result<Vec<String>> =
+                frame.columns().iter().map(|c| Ok(cell(&c.get(row)?, decimals))).collect();
+            table.rows.push(cells?);
+        }
+        Ok(table)
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Columns whose every known cell is a number stand flush right.
+    fn numeric(&self) -> Vec<bool> {
+        let number = |text: &str| {
+            let first = text.split([' ', '[', '%']).next().unwrap_or_default().replace('\u{2212}', "-");
+            first.parse::<f64>().is_ok()
+        };
+        (0..self.columns.len())
+            .map(|c| {
+                let mut known = self.rows.iter().map(|r| r[c].as_str()).filter(|t| *t != NOTHING).peekable();
+                known.peek().is_some() && known.all(number)
+            })
+            .collect()
+    }
+
+    /// The table as HTML, every text escaped; it scrolls sideways within itself where the page is too narrow.
+    pub fn html(&self) -> String {
+        let numeric = self.numeric();
+        let class = |c: usize| if numeric[c] { " class=\"n\"" } else { "" };
+        let name = if self.caption.is_empty() { "Table" } else { &self.caption };
+        let mut out = format!(
+            "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>",
+            escape(name)
+        );
+        if !self.caption.is_empty() {
+            out += &format!("<caption>{}</caption>", escape(&self.caption));
+        }
+        out += "<thead><tr>";
+        for (c, column) in self.columns.iter().enumerate() {
+            out += &format!("<th scope=\"col\"{}>{}</th>", class(c), escape(column));
+        }
+        out += "</tr></thead>\n<tbody>\n";
+        for row in &self.rows {
+            out += "<tr>";
+            for (c, text) in row.iter().enumerate() {
+                // The first column names its row, unless it is a number itself.
+                if c == 0 && !numeric[0] {
+                    out += &format!("<th scope=\"row\">{}</th>", escape(text));
+                } else {
+                    out += &format!("<td{}>{}</td>", class(c), escape(text));
+                }
+            }
+            out += "</tr>\n";
+        }
+        out += "</tbody></table></div>\n";
+        out
+    }
+}
+
+impl std::fmt::Display for Table {
+    /// Aligned columns for terminals; line breaks in cells become blanks.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let flat = |text: &String| text.replace(['\n', '\r', '\t'], " ");
+        let numeric = self.numeric();
+        let columns: Vec<String> = self.columns.iter().map(flat).collect();
+        let rows: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().map(flat).collect()).collect();
+        let widths: Vec<usize> = (0..columns.len())
+            .map(|c| {
+                let cells = rows.iter().map(|r| r[c].chars().count());
+                cells.chain([columns[c].chars().count()]).max().unwrap_or(0)
+            })
+            .collect();
+        if !self.caption.is_empty() {
+            writeln!(f, "{}", flat(&self.caption))?;
+        }
+        let mut line = |cells: &[String]| {
+            let padded: Vec<String> = cells
+                .iter()
+                .enumerate()
+                .map(|(c, text)| {
+                    let w = widths[c];
+                    if numeric[c] { format!("{text:>w$}") } else { format!("{text:<w$}") }
+                })
+                .collect();
+            writeln!(f, "{}", padded.join("  ").trim_end())
+        };
+        let rule: Vec<String> = widths.iter().map(|w| "-".repeat(*w)).collect();
+        line(&columns)?;
+        line(&rule)?;
+        rows.iter().try_for_each(|row| line(row))
+    }
+}
+
+fn cell(value: &AnyValue, decimals: usize) -> String {
+    match value {
+        AnyValue::Null => NOTHING.into(),
+        AnyValue::String(text) => (*text).to_string(),
+        AnyValue::StringOwned(text) => text.to_string(),
+        AnyValue::Boolean(yes) => if *yes { "yes" } else { "no" }.into(),
+        AnyValue::Float32(v) => fraction(f64::from(*v), decimals),
+        AnyValue::Float64(v) => fraction(*v, decimals),
+        other => other.to_string(),
+    }
+}
+
+/// Small numbers keep figures that mean something: a learning rate of 0.00005 is not 0.000.
+fn fraction(value: f64, decimals: usize) -> String {
+    if value.is_nan() {
+        NOTHING.into()
+    } else if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) {
+        format!("{value:.1e}")
+    } else {
+        format!("{value:.decimals$}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polars::prelude::Column;
+
+    #[test]
+    fn frames_become_tables() {
+        let frame = DataFrame::new(
+            3,
+            vec![
+                Column::new("text".into(), ["<b>", "a\nb", ""]),
+                Column::new("n".into(), [1u64, 20, 300]),
+                Column::new("x".into(), [Some(0.5), None, Some(5e-5)]),
+                Column::new("ok".into(), [true, false, true]),
+            ],
+        )
+        .unwrap();
+        let table = Table::from_frame(&frame, 3).unwrap();
+        assert_eq!((table.len(), table.numeric()), (3, vec![false, true, true, false]));
+        assert_eq!(
+            table.to_string(),
+            "text    n       x  ok\n----  ---  ------  ---\n<b>     1   0.500  yes\na b    20       –  no\n      300  5.0e-5  yes\n"
+        );
+        let html = table.html();
+        assert!(html.contains("<th scope=\"row\">&lt;b&gt;</th><td class=\"n\">1</td>"), "{html}");
+    }
+
+    #[test]
+    fn a_ragged_row_is_refused() {
+        assert!(Table::new(["a", "b"]).push(["1"]).is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! Fine-tuning: from a model and a corpus to a trained model and the record of every step.
+
+use serde::{Deserialize, Serialize};
+
+use super::adapter::Adapter;
+use super::batch::{Example, Prepared};
+use super::checkpoint::{self, History, Identity};
+use super::engine::{Engine, Pass, StepRecord};
+use super::params::{Finetune, Method, Settings};
+use crate::corpus::Corpus;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::provenance::Provenance;
+
+/// A finished fine-tuning run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The trained model; with LoRA, the base with its adapter.
+    pub model: Model,
+    /// One record an optimiser step.
+    pub steps: Vec<StepRecord>,
+    /// The values the run was made with.
+    pub settings: Settings,
+    /// Texts trained on.
+    pub texts: usize,
+    /// Texts cut at `max_length`.
+    pub truncated: usize,
+    /// Ids of texts too short to train on.
+    pub skipped: Vec<String>,
+    /// Name and content hash of the model it began with.
+    pub base: (String, String),
+    /// Model, seed and options.
+    pub provenance: Provenance,
+}
+
+/// Loss and work of one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean of the steps' losses, weighted by their tokens.
+    pub loss: f64,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+}
+
+impl Run {
+    /// Tokens that went through the model in the whole run.
+    pub fn tokens(&self) -> usize {
+        self.steps.iter().map(|step| step.tokens).sum()
+    }
+
+    /// The trained adapter, to be saved as PEFT files.
+    ///
+    /// # Errors
+    /// [`Error::Model`] after full fine-tuning, which has none.
+    pub fn adapter(&self) -> Result<Adapter> {
+        match &self.settings.method {
+            Method::Lora(lora) => Adapter::of(&self.model, lora, &self.base.0, &self.base.1),
+            Method::Full => {
+                Err(Error::model(self.model.name(), "every weight was trained; save the whole model"))
+            }
+        }
+    }
+
+    /// The run summed up by epoch.
+    pub fn epochs(&self) -> Vec<EpochRecord> {
+        let mut epochs: Vec<EpochRecord> = Vec::new();
+        for step in &self.steps {
+            // A step that finishes epoch 3 has the fraction 3.0 and belongs to epoch 3.
+            let epoch = (step.epoch - 1e-9).floor().max(0.0) as usize + 1;
+            if epochs.last().is_none_or(|last| last.epoch != epoch) {
+                epochs.push(EpochRecord { epoch, loss: 0.0, tokens: 0 });
+            }
+            if let Some(last) = epochs.last_mut() {
+                let tokens = last.tokens + step.tokens;
+                last.loss += (step.loss - last.loss) * step.tokens as f64 / tokens.max(1) as f64;
+                last.tokens = tokens;
+            }
+        }
+        epochs
+    }
+}
+
+impl Model {
+    /// Fine-tunes a copy of this model on the corpus's documents, labels = inputs (paper, section 5); the model
+    /// itself stays as it is.
+    ///
+    /// The same model, corpus and settings give the same bits on the same machine, at any number of threads, and also
+    /// when the run was interrupted and resumed from [`Finetune::checkpoint`].
+    ///
+    /// # Errors
+    /// Settings out of range; no text long enough to train on; a loss that is not finite; a trainable tensor that the
+    /// loss does not reach; [`Error::Interrupted`], after saving a checkpoint where one is asked for.
+    pub fn finetune(&self, corpus: &Corpus, finetune: Finetune) -> Result<Run> {
+        let settings = finetune.settings()?;
+        let prepared = Prepared::new(&corpus.documents, self.tokenizer(), settings.max_length)?;
+        if prepared.examples.is_empty() {
+            return Err(Error::Stopped(format!(
+                "nothing to train on: of {} texts none has two tokens or more",
+                corpus.documents.len()
+            )));
+        }
+        let longest = prepared.examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+        if longest > self.config().max_positions {
+            let allowed =
+                format!("at most {} for {}, or shorter texts", self.config().max_positions, self.name());
+            return Err(Error::option("max_length", settings.max_length, allowed));
+        }
+        let model = match &settings.method {
+            Method::Lora(lora) => self.with_lora(lora, settings.seed)?,
+            Method::Full => self.with_trainable_weights()?,
+        };
+        let mut engine = Engine::new(model, settings.adamw, settings.options());
+        let plan = Plan::new(&settings, &prepared.examples);
+        let identity = Identity {
+            kind: "fine-tuning".into(),
+            model: self.name().into(),
+            model_hash: self.hash().into(),
+            data: prepared.hash(),
+            settings: serde_json::to_value(&settings)
+                .map_err(|e| Error::Stopped(format!("settings: {e}")))?,
+        };
+        let mut history = match &finetune.checkpoint {
+            Some(folder) => {
+                checkpoint::resume(folder, &identity, settings.adamw, &mut engine)?.unwrap_or_default()
+            }
+            None => History::default(),
+        };
+        let outcome = plan.train(&finetune, &mut engine, &prepared.examples, &mut history, &identity);
+        // What is done is kept, whatever stopped the run; a fault of the data or the rate would come again, so only
+        // an interrupt is worth a checkpoint.
+        if let (Err(Error::Interrupted), Some(folder)) = (&outcome, &finetune.checkpoint) {
+            checkpoint::save(folder, &identity, &engine, &history)?;
+        }
+        outcome?;
+        let suffix = if matches!(settings.method, Method::Full) { "full" } else { "lora" };
+        let hash = super::trained_hash(self.hash(), &engine.model)?;
+        let provenance = provenance(self, &settings, &identity)?;
+        Ok(Run {
+            model: engine.model.renamed(format!("{}+{suffix}", self.name()), hash),
+            base: (self.name().into(), self.hash().into()),
+            steps: history.steps,
+            settings,
+            texts: prepared.examples.len(),
+            truncated: prepared.truncated,
+            skipped: prepared.skipped,
+            provenance,
+        })
+    }
+}
+
+fn provenance(model: &Model, settings: &Settings, identity: &Identity) -> Result<Provenance> {
+    let settings = serde_json::to_string(settings).map_err(|e| Error::Stopped(format!("settings: {e}")))?;
+    Ok(Provenance::new("finetune")
+        .model(model.name(), model.hash())
+        .option("settings", settings)
+        .option("texts", &identity.data))
+}
+
+/// Which texts are trained on at which step.
+struct Plan {
+    settings: Settings,
+    /// Optimiser steps of the whole run.
+    total: usize,
+}
+
+/// The steps of one epoch: each a list of passes, each a list of texts.
+type EpochSteps = Vec<Vec<Vec<usize>>>;
+
+impl Plan {
+    fn new(settings: &Settings, examples: &[Example]) -> Plan {
+        let plan = Plan { settings: settings.clone(), total: 0 };
+        let total = settings.max_steps.unwrap_or_else(|| {
+            if settings.packing {
+                // How many windows an epoch needs depends on its order.
+                (0..settings.epochs).map(|epoch| plan.epoch(examples, epoch).len()).sum()
+            } else {
+                let batches = examples.len().div_ceil(settings.batch_size);
+                batches.div_ceil(settings.gradient_accumulation_steps) * settings.epochs
+            }
+        });
+        Plan { total, ..plan }
+    }
+
+    fn epoch(&self, examples: &[Example], epoch: usize) -> EpochSteps {
+        let batches = self.settings.batching().epoch(examples, epoch);
+        batches.chunks(self.settings.gradient_accumulation_steps).map(<[Vec<usize>]>::to_vec).collect()
+    }
+
+    /// Runs the steps that `history` does not hold yet.
+    fn train(
+        &self,
+        finetune: &Finetune,
+        engine: &mut Engine,
+        examples: &[Example],
+        history: &mut History,
+        identity: &Identity,
+    ) -> Result<()> {
+        let progress =
+            Progress::start(format!("fine-tuning {}", engine.model.name()), self.total as u64, "steps");
+        progress.advance(history.steps.len() as u64)?;
+        let rate = self.settings.rate(self.total);
+        let start = std::time::Instant::now();
+        let mut tokens = 0;
+        let mut step = 0;
+        for epoch in 0.. {
+            let planned = self.epoch(examples, epoch);
+            let in_epoch = planned.len();
+            for (index, batches) in planned.into_iter().enumerate() {
+                if step >= self.total {
+                    return Ok(());
+                }
+                step += 1;
+                if step <= history.steps.len() {
+                    continue;
+                }
+                let passes: Vec<Pass> = batches.iter().map(|batch| pass(examples, batch)).collect();
+                let learning_rate = rate.at(step - 1);
+                let outcome = engine.step(&passes, step, learning_rate)?;
+                tokens += outcome.tokens;
+                history.steps.push(StepRecord {
+                    step,
+                    epoch: epoch as f64 + (index + 1) as f64 / in_epoch as f64,
+                    loss: outcome.loss,
+                    learning_rate,
+                    grad_norm: outcome.grad_norm,
+                    tokens: outcome.tokens,
+                });
+                let speed = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
+                progress
+                    .note(format!("loss {:.4}, rate {learning_rate:.2e}, {speed:.0} tokens/s", outcome.loss));
+                if let Some(folder) = &finetune.checkpoint {
+                    let due = match finetune.save_steps {
+                        0 => index + 1 == in_epoch,
+                        every => step % every == 0,
+                    };
+                    if due || step == self.total {
+                        checkpoint::save(folder, identity, engine, history)?;
+                    }
+                }
+                progress.advance(1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pass(examples: &[Example], batch: &[usize]) -> Pass {
+    let texts = batch.iter().map(|&i| examples[i].ids.clone()).collect();
+    Pass::new(texts, batch.iter().map(|&i| examples[i].id.clone()).collect())
+}

@@ -1,0 +1,353 @@
+//! Experiments with a runner that takes no time: the grid, the choice of options, and kill -9 at random moments.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cluescope::evaluate::{Answer, Bootstrap, Choice, Perplexity, QuizResult};
+use cluescope::experiment::{
+    Cell, Condition, Group, Inputs, LossPoint, Measure, Measured, Protocol, Runner, Stage, Student, run,
+};
+use cluescope::provenance::Provenance;
+use cluescope::random::Stream;
+use cluescope::{Error, Result};
+
+/// Answers by a formula: a condition's later place in the list is worth 0.1, a distance of 100 characters costs 0.1, and
+/// α, β and the learning rate have a best value.
+struct Formula {
+    pause: Duration,
+    log: Option<std::fs::File>,
+    stop_after: usize,
+    cells: Vec<Cell>,
+}
+
+impl Formula {
+    fn new() -> Self {
+        Formula { pause: Duration::ZERO, log: None, stop_after: usize::MAX, cells: Vec::new() }
+    }
+}
+
+fn skill(cell: &Cell) -> f64 {
+    let place = Condition::ALL.iter().position(|c| *c == cell.condition).unwrap() as f64;
+    let off = |value: Option<f64>, best: f64| value.map_or(0.0, |v| (v / best).ln().abs());
+    let options = off(cell.alpha, 0.7) + off(cell.beta, 0.01) + off(cell.learning_rate, 5e-4);
+    0.35 + 0.1 * place - 0.05 * options
+}
+
+impl Runner for Formula {
+    fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs> {
+        Ok(Inputs {
+            models: ["small0".into(), "large0".into()],
+            reported: format!("people {}", protocol.people),
+            tuning: format!("others {}", protocol.tuning_people),
+            held_out: "texts".into(),
+        })
+    }
+
+    fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured> {
+        if self.cells.len() == self.stop_after {
+            return Err(Error::Interrupted);
+        }
+        self.cells.push(cell.clone());
+        let key = cluescope::experiment::Store::key(cell)?;
+        if let Some(log) = &mut self.log {
+            writeln!(log, "{key}").unwrap();
+        }
+        std::fs::write(scratch.join("checkpoint"), "some").unwrap();
+        std::thread::sleep(self.pause);
+        let mut answers = Vec::new();
+        let people = if cell.stage == Stage::Tune { "tune" } else { "person" };
+        for p in 0..cell.people {
+            for (f, field) in ["city", "company"].iter().enumerate() {
+                let distance = 40 + 200 * f;
+                let mut draw = Stream::new(cell.seed, &format!("{people} {p} {field}"), &[]);
+                let luck = draw.unit_f64();
+                let right = skill(cell) - distance as f64 / 1000.0 > luck;
+                let choice = |text: &str, log_prob| Choice { answer: text.into(), log_prob, tokens: 3 };
+                answers.push(Answer {
+                    document: format!("{people} {p}"),
+                    field: (*field).into(),
+                    question: "?".into(),
+                    distance: Some(distance),
+                    prompt: "?\nAnswer:".into(),
+                    prediction: if right { "yes" } else { "no" }.into(),
+                    right: vec!["yes".into()],
+                    exact_match: f64::from(u8::from(right)),
+                    f1: f64::from(u8::from(right)),
+                    answer_tokens: 3,
+                    too_long: false,
+                    choices: vec![choice("yes", skill(cell) - 2.0 - luck), choice("no", -2.1)],
+                });
+            }
+        }
+        let loss = (1..=cell.epochs * 5)
+            .map(|step| LossPoint { step, loss: 4.0 / (step as f64).sqrt() + 0.1 * skill(cell) })
+            .collect();
+        Ok(Measured {
+            quiz: QuizResult { answers, provenance: Provenance::new("formula") },
+            perplexity: Some(Perplexity { log_prob: -300.0 - skill(cell), tokens: 100, texts: 3 }),
+            loss,
+            tokens: 1000 * cell.epochs as u64,
+            seconds: 0.5,
+        })
+    }
+}
+
+fn protocol() -> Protocol {
+    Protocol { people: 30, tuning_people: 20, seeds: vec![1, 2, 3], epochs: 2, ..Protocol::full() }
+}
+
+fn files(folder: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(folder.join("cells"));
+    entries.map_or(BTreeSet::new(), |all| {
+        all.map(|e| e.unwrap().file_name().to_string_lossy().trim_end_matches(".json").to_string())
+            .filter(|n| !n.starts_with('.'))
+            .collect()
+    })
+}
+
+#[test]
+fn options_are_chosen_on_other_people_and_every_cell_runs_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut runner = Formula::new();
+    let outcome = run(&protocol(), folder.path(), &mut runner).unwrap();
+    // Untrained once, six trained conditions for each of three seeds.
+    assert_eq!(outcome.rows.len(), 1 + 6 * 3);
+    // Choosing: 3 learning rates for all six; then α for random (one new), α × β for three (seven new each).
+    assert_eq!(outcome.tuning.len(), 6 * 3 + 1 + 3 * 7);
+    assert_eq!(runner.cells.len(), outcome.rows.len() + outcome.tuning.len());
+    for row in &outcome.rows {
+        let (cell, c) = (&row.cell, row.cell.condition);
+        assert_eq!((cell.stage, cell.people), (Stage::Report, 30));
+        assert_eq!(cell.alpha, c.uses_alpha().then_some(0.7), "{c}");
+        assert_eq!(cell.beta, c.uses_beta().then_some(0.01), "{c}");
+        assert_eq!(cell.learning_rate, c.trains().then_some(5e-4), "{c}");
+    }
+    let people = |rows: &[cluescope::experiment::Row]| -> BTreeSet<String> {
+        rows.iter().flat_map(|r| r.measured.quiz.answers.iter().map(|a| a.document.clone())).collect()
+    };
+    assert!(people(&outcome.rows).is_disjoint(&people(&outcome.tuning)));
+
+    let mut again = Formula::new();
+    assert_eq!(run(&protocol(), folder.path(), &mut again).unwrap(), outcome);
+    assert!(again.cells.is_empty(), "a second run computes nothing");
+    let more = Protocol { seeds: vec![1, 2, 3, 4], ..protocol() };
+    run(&more, folder.path(), &mut again).unwrap();
+    assert_eq!(again.cells.len(), 6, "a new seed costs only its own cells");
+}
+
+#[test]
+fn the_large_students_own_attention_is_not_run_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let both = Protocol {
+        students: vec![Student::Small, Student::Large],
+        tuning_people: 0,
+        seeds: vec![1],
+        ..protocol()
+    };
+    let outcome = run(&both, folder.path(), &mut Formula::new()).unwrap();
+    assert_eq!(outcome.rows.len(), 7 + 6);
+}
+
+#[test]
+fn summaries_pair_seeds_and_people_and_files_hold_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let quick = Protocol { tuning_people: 0, people: 60, ..protocol() };
+    let outcome = run(&quick, folder.path(), &mut Formula::new()).unwrap();
+    let bootstrap = Bootstrap { resamples: 300, ..Bootstrap::default() };
+    let summary = outcome.summary(&bootstrap).unwrap();
+    // 7 conditions, 4 measures, all + 2 fields + 2 distances.
+    assert_eq!(summary.len(), 7 * 4 * 5);
+    let find = |condition, group: Group, measure| {
+        summary.iter().find(|s| s.condition == condition && s.group == group && s.measure == measure).unwrap()
+    };
+    let best = find(Condition::AttentionDifference, Group::All, Measure::ExactMatch);
+    assert_eq!((best.value.seeds, best.value.persons, best.value.values), (3, 60, 360));
+    let gain = best.minus_plain.unwrap();
+    assert!(gain.low > 0.0 && gain.low < gain.estimate && gain.estimate < gain.high, "{gain}");
+    let mean = |c| {
+        let rows = outcome.rows.iter().filter(|r| r.cell.condition == c);
+        let all: Vec<f64> =
+            rows.flat_map(|r| r.measured.quiz.answers.iter().map(|a| a.exact_match)).collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    };
+    let want = mean(Condition::AttentionDifference) - mean(Condition::Plain);
+    assert!((gain.estimate - want).abs() < 1e-12);
+    let plain = find(Condition::Plain, Group::All, Measure::ExactMatch);
+    assert!(plain.minus_plain.is_none() && plain.minus_equal_steps.is_some());
+    let untrained = find(Condition::Untrained, Group::Field("city".into()), Measure::F1);
+    assert!(untrained.minus_plain.is_none() && untrained.value.seeds == 1);
+    let near = find(Condition::Plain, Group::Distance("25–49".into()), Measure::ExactMatch).value.estimate;
+    let far = find(Condition::Plain, Group::Distance("200–299".into()), Measure::ExactMatch).value.estimate;
+    assert!(near > far);
+
+    let out = folder.path().join("out");
+    let paths = outcome.write(&out, &bootstrap).unwrap();
+    assert_eq!(paths.len(), 5);
+    let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + outcome.rows.len());
+    assert!(csv.starts_with("student,condition,seed,alpha,beta,learning_rate,questions,exact_match"));
+    assert_eq!(std::fs::read_to_string(out.join("summary.csv")).unwrap().lines().count(), 1 + summary.len());
+    use polars::prelude::{ParquetReader, SerReader};
+    let read =
+        |name: &str| ParquetReader::new(std::fs::File::open(out.join(name)).unwrap()).finish().unwrap();
+    assert_eq!(read("results.parquet"), outcome.frame().unwrap());
+    assert_eq!(read("answers.parquet").height(), outcome.rows.len() * 120);
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let want = run(&protocol(), whole.path(), &mut Formula::new()).unwrap();
+    let mut cells = Vec::new();
+    let got = loop {
+        let mut runner = Formula { stop_after: 7, ..Formula::new() };
+        let result = run(&protocol(), parts.path(), &mut runner);
+        cells.extend(runner.cells);
+        match result {
+            Err(Error::Interrupted) => {}
+            other => break other.unwrap(),
+        }
+    };
+    assert_eq!(got, want);
+    assert_eq!(cells.len(), want.rows.len() + want.tuning.len(), "nothing was computed twice");
+}
+
+/// Not a test of its own: what [`killed_at_random_moments`] runs and kills.
+#[test]
+fn child_of_killed_at_random_moments() {
+    let Ok(folder) = std::env::var("CLUESCOPE_TEST_KILL") else { return };
+    let folder = Path::new(&folder);
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
+    let mut runner = Formula { pause: Duration::from_millis(4), log: Some(log), ..Formula::new() };
+    let outcome = run(&protocol(), folder, &mut runner).unwrap();
+    outcome.write(folder, &Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "experiment::child_of_killed_at_random_moments", "--test-threads=1"])
+            .env("CLUESCOPE_TEST_KILL", folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let started = || std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+    let mut moments = Stream::new(std::process::id().into(), "kill", &[]);
+    let mut at_work = 0;
+    for round in 0..20 {
+        let (finished, lines) = (files(folder.path()), started().lines().count());
+        let mut running = child();
+        // Every fifth is killed while it still starts up, the others up to three cells after their first new one.
+        while round % 5 > 0 && started().lines().count() == lines && running.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_micros(moments.below(20_000) as u64));
+        at_work += usize::from(running.try_wait().unwrap().is_none());
+        running.kill().unwrap();
+        running.wait().unwrap();
+        // What was finished before is still there, and was not computed again.
+        assert!(finished.is_subset(&files(folder.path())));
+        assert!(started().lines().skip(lines).all(|key| !finished.contains(key)));
+    }
+    assert!(at_work >= 10, "only {at_work} of 20 kills came before the end");
+    assert!(child().wait().unwrap().success());
+
+    let whole = tempfile::tempdir().unwrap();
+    let want = run(&protocol(), whole.path(), &mut Formula::new()).unwrap();
+    want.write(whole.path(), &Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+    for name in ["results.csv", "summary.csv", "tuning.csv", "results.parquet", "answers.parquet"] {
+        let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+        assert!(read(folder.path()) == read(whole.path()), "{name} differs from an undisturbed run's");
+    }
+    assert_eq!(files(folder.path()), files(whole.path()));
+    let scratch = std::fs::read_dir(folder.path().join("scratch")).unwrap().count();
+    assert_eq!(scratch, 0, "finished cells leave no scratch");
+    // Each kill can cost at most the cell it hit.
+    let runs = started().lines().count();
+    assert!(runs <= files(folder.path()).len() + 20, "{runs} cells run");
+}
+
+#[test]
+fn the_page_of_an_experiment_tells_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(&protocol(), folder.path(), &mut Formula::new()).unwrap();
+    let bootstrap = Bootstrap { resamples: 200, ..Bootstrap::default() };
+    let page = cluescope::report::experiment_page(&outcome, &bootstrap).unwrap();
+    let html = page.html();
+    for wanted in [
+        "attention difference beats plain training of equal steps: +0.",
+        "Exact match / F1 by field",
+        "By distance: choice accuracy",
+        "Training loss",
+        "200 resamples of whole persons (30) and of seeds (3); 180 values",
+        "Chosen on 20 people who are not in the results",
+        "protocol    full",
+        "small0",
+        env!("CARGO_PKG_VERSION"),
+    ] {
+        assert!(html.contains(wanted), "`{wanted}` is missing");
+    }
+    // By field three measures, by distance two, one loss curve.
+    assert_eq!(html.matches("<svg").count(), 6);
+    if let Ok(keep) = std::env::var("CLUESCOPE_FIGURES") {
+        page.write(Path::new(&keep).join("experiment.html")).unwrap();
+    }
+}
+
+/// The whole way with real models, tiny and untrained: every condition runs, and a second call computes nothing.
+#[test]
+fn a_pair_of_models_runs_every_condition() {
+    use cluescope::contrast::ModelPair;
+    use cluescope::corpus::{Biographies, Corpus};
+    use cluescope::experiment::PairRunner;
+    use cluescope::model::{DecoderConfig, Model};
+
+    let people = Biographies::new(4).seed(5).generate().unwrap();
+    let texts = people.documents.iter().map(|d| d.text.as_str());
+    let tokenizer = cluescope::tokens::Tokenizer::train_bpe(texts, 400).unwrap();
+    let model = |name: &str, layers, seed| {
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, layers, 2, 2, 32, 512);
+        Model::random(name, config, tokenizer.clone(), seed).unwrap()
+    };
+    let pair = ModelPair::new(model("small", 1, 1), model("large", 2, 2));
+    let tiny = Protocol {
+        people: 4,
+        held_out: 2,
+        copies: 1,
+        epochs: 1,
+        lora_r: 2,
+        few_shot: 1,
+        distractors: 2,
+        tuning_people: 0,
+        seeds: vec![1],
+        ..Protocol::reduced()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(&tiny, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
+    assert_eq!(outcome.rows.len(), 7);
+    for row in &outcome.rows {
+        let (c, m) = (row.cell.condition, &row.measured);
+        // Four texts in one batch of eight; with a copy of each eight texts in one batch.
+        assert_eq!(m.loss.len(), usize::from(c.trains()), "{c}");
+        assert_eq!(m.quiz.answers.len(), 20, "{c}");
+        assert!(m.perplexity.unwrap().value() > 100.0, "{c}");
+    }
+    let tokens = |c: Condition| outcome.rows.iter().find(|r| r.cell.condition == c).unwrap().measured.tokens;
+    assert_eq!(tokens(Condition::PlainEqualSteps), 2 * tokens(Condition::Plain));
+    assert!(tokens(Condition::Random) < tokens(Condition::PlainEqualSteps), "something was dropped");
+    assert!(tokens(Condition::Random) > tokens(Condition::Plain), "the originals are mixed in");
+    // Generated people given as one's own are the same cells: nothing runs again.
+    let split = |name: &str, n| Biographies::new(n).seed(tiny.people_seed).split(name).generate().unwrap();
+    let (own, held_out) = (split("test", 4), split("validation", 2).documents);
+    let mut again = PairRunner::with_texts(pair.clone(), own, Corpus::default(), held_out);
+    assert_eq!(run(&tiny, folder.path(), &mut again).unwrap(), outcome);
+    let mut nothing = PairRunner::with_texts(pair, Corpus::default(), Corpus::default(), Vec::new());
+    assert!(run(&tiny, folder.path(), &mut nothing).unwrap_err().to_string().contains("no questions"));
+}

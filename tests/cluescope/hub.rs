@@ -1,0 +1,325 @@
+//! The hub, as a small server on this machine speaks its file interface: listing, ranges, etags, gated models,
+//! broken and corrupted downloads, the cache without a connection, and the environment's variables.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use cluescope::model::{Hub, Model};
+use sha2::{Digest, Sha256};
+
+use crate::families::fixture;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const REPO: &str = "someone/tiny-model";
+
+/// What the server holds and what it does wrong.
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, Vec<u8>>,
+    /// Access token asked for.
+    token: Option<String>,
+    /// File, and how many of its next answers end half-way.
+    cut: Option<(String, usize)>,
+    /// File, and how many of its next answers have a wrong byte.
+    spoil: Option<(String, usize)>,
+    /// Answers a range with the whole file.
+    ignore_ranges: bool,
+    /// Requests, one line each.
+    seen: Vec<String>,
+}
+
+struct Server {
+    address: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Server {
+    fn start(state: State) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(state));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = shared.clone();
+                std::thread::spawn(move || drop(answer(stream, &shared)));
+            }
+        });
+        Server { address, state }
+    }
+
+    /// A server of a fixture's files.
+    fn of(name: &str) -> Self {
+        Self::start(State { files: files(&fixture(name)), ..State::default() })
+    }
+
+    fn hub(&self, cache: &Path) -> Hub {
+        Hub { endpoint: self.address.clone(), cache: cache.to_path_buf(), token: None, offline: false }
+    }
+
+    fn requests(&self) -> usize {
+        self.state.lock().unwrap().seen.len()
+    }
+
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+    }
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let wanted = ["json", "safetensors"];
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| wanted.contains(&path.extension().unwrap().to_str().unwrap()))
+        .filter(|path| !["expected.safetensors", "tokens.json"].iter().any(|name| path.ends_with(name)))
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+        .collect()
+}
+
+fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut out = stream;
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let (mut range, mut token) = (None, None);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        let header = header.trim();
+        if header.is_empty() {
+            break;
+        }
+        let (name, value) = header.split_once(": ").unwrap_or_default();
+        match name.to_lowercase().as_str() {
+            "range" => range = Some(value.trim_start_matches("bytes=").to_owned()),
+            "authorization" => token = Some(value.trim_start_matches("Bearer ").to_owned()),
+            _ => {}
+        }
+    }
+    let mut state = state.lock().unwrap();
+    state.seen.push(format!("{path} {}", range.clone().unwrap_or_default()));
+    let mut send = |status: &str, headers: &str, length: usize, body: &[u8]| -> std::io::Result<()> {
+        write!(out, "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n")?;
+        out.write_all(body)
+    };
+    if state.token.is_some() && token != state.token {
+        return send("401 Unauthorized", "", 0, b"");
+    }
+    if path.starts_with(&format!("/api/models/{REPO}/revision/")) {
+        let list: Vec<String> =
+            state.files.keys().map(|name| format!("{{\"rfilename\":{name:?}}}")).collect();
+        let body = format!("{{\"siblings\":[{}],\"sha\":\"{COMMIT}\"}}", list.join(","));
+        return send("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
+    }
+    let name = path.strip_prefix(&format!("/{REPO}/resolve/{COMMIT}/")).unwrap_or_default().to_owned();
+    let Some(mut bytes) = state.files.get(&name).cloned() else {
+        return send("404 Not Found", "", 0, b"");
+    };
+    // Weights are large files with a SHA-256, the rest has a git hash.
+    let etag = if name.ends_with("safetensors") || name.ends_with("gguf") {
+        Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect()
+    } else {
+        format!("{:040x}", name.len())
+    };
+    let total = bytes.len();
+    let whole = state.ignore_ranges && range.as_deref() != Some("0-0");
+    let (from, to) = match range.as_deref().and_then(|r| r.split_once('-')) {
+        Some((from, to)) if !whole => {
+            (from.parse().unwrap_or(0), to.parse::<usize>().map_or(total, |to| (to + 1).min(total)))
+        }
+        _ => (0, total),
+    };
+    if from > 0 && from >= total {
+        return send("416 Range Not Satisfiable", "", 0, b"");
+    }
+    let headers = format!(
+        "ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {from}-{}/{total}\r\n",
+        to.max(1) - 1
+    );
+    let data = range.as_deref() != Some("0-0");
+    if data && let Some((_, left)) = state.spoil.as_mut().filter(|(file, left)| *file == name && *left > 0) {
+        *left -= 1;
+        bytes[total / 2] ^= 0xFF;
+    }
+    let body = &bytes[from..to];
+    if data && let Some((_, left)) = state.cut.as_mut().filter(|(file, left)| *file == name && *left > 0) {
+        *left -= 1;
+        return send("206 Partial Content", &headers, body.len(), &body[..body.len() / 2]);
+    }
+    send("206 Partial Content", &headers, body.len(), body)
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
+    let server = Server::of("smollm2");
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let model = Model::load_from(REPO, &hub).unwrap();
+    let local = Model::load(fixture("smollm2").to_str().unwrap()).unwrap();
+    assert_eq!(model.hash(), local.hash());
+    assert_eq!(model.name(), REPO);
+    let requests = server.requests();
+    Model::load_from(REPO, &hub).unwrap();
+    Model::load_from(REPO, &Hub { offline: true, ..hub.clone() }).unwrap();
+    assert_eq!(server.requests(), requests, "a complete cache needs no connection");
+    // Another revision is another entry, though of the same commit: nothing is fetched twice.
+    Model::load_from(&format!("{REPO}@v1.0"), &hub).unwrap();
+    assert_eq!(server.requests(), requests + 1, "only the list was asked for");
+}
+
+#[test]
+fn shards_and_gguf_files_are_downloaded() {
+    let server = Server::of("smollm2-sharded");
+    server.set(|s| {
+        s.files.insert("sub/tiny.gguf".into(), std::fs::read(fixture("smollm2").join("model.gguf")).unwrap());
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    Model::load_from(REPO, &hub).unwrap();
+    Model::load_from(&format!("{REPO}/sub/tiny.gguf"), &hub).unwrap();
+    let message = Model::load_from(&format!("{REPO}/other.gguf"), &hub).unwrap_err().to_string();
+    assert!(message.contains("has no file other.gguf") && message.contains("sub/tiny.gguf"), "{message}");
+}
+
+#[test]
+fn a_broken_connection_is_continued_where_it_broke() {
+    let server = Server::of("smollm2");
+    server.set(|s| s.cut = Some(("model.safetensors".into(), 2)));
+    let cache = tempfile::tempdir().unwrap();
+    Model::load_from(REPO, &server.hub(cache.path())).unwrap();
+    let state = server.state.lock().unwrap();
+    let size = state.files["model.safetensors"].len();
+    let asked: Vec<&str> =
+        state.seen.iter().filter_map(|r| r.split_once("model.safetensors ")?.1.strip_suffix('-')).collect();
+    let quarter = size - (size - size / 2).div_ceil(2);
+    assert_eq!(asked, ["0", &(size / 2).to_string(), &quarter.to_string()], "{:?}", state.seen);
+}
+
+#[test]
+fn what_stays_broken_is_kept_and_continued_later() {
+    let server = Server::of("smollm2");
+    server.set(|s| s.cut = Some(("model.safetensors".into(), usize::MAX)));
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let message = Model::load_from(REPO, &hub).unwrap_err().to_string();
+    assert!(message.contains("what arrived is kept, try again"), "{message}");
+    // The cache must not pass for complete.
+    let offline = Hub { offline: true, ..hub.clone() };
+    let message = Model::load_from(REPO, &offline).unwrap_err().to_string();
+    assert!(message.contains("HF_HUB_OFFLINE"), "{message}");
+    server.set(|s| s.cut = None);
+    Model::load_from(REPO, &hub).unwrap();
+    let state = server.state.lock().unwrap();
+    let last = state.seen.iter().rfind(|r| r.contains("model.safetensors ") && !r.ends_with("0-0")).unwrap();
+    assert!(!last.ends_with(" 0-"), "it began again: {last}");
+}
+
+#[test]
+fn a_corrupted_download_is_noticed_and_fetched_again() {
+    let cache = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "config.json"] {
+        let server = Server::of("smollm2");
+        server.set(|s| s.spoil = Some((file.into(), 1)));
+        Model::load_from(REPO, &server.hub(&cache.path().join(file))).unwrap();
+        assert_eq!(server.state.lock().unwrap().spoil.as_ref().unwrap().1, 0);
+    }
+    let server = Server::of("smollm2");
+    server.set(|s| s.spoil = Some(("model.safetensors".into(), usize::MAX)));
+    let hub = server.hub(&cache.path().join("always"));
+    let message = Model::load_from(REPO, &hub).unwrap_err().to_string();
+    assert!(message.contains("damaged twice") && message.contains("SHA-256"), "{message}");
+    server.set(|s| s.spoil = None);
+    Model::load_from(REPO, &hub).unwrap();
+}
+
+#[test]
+fn a_server_that_ignores_ranges_does_no_harm() {
+    let server = Server::of("smollm2");
+    server.set(|s| {
+        s.ignore_ranges = true;
+        s.cut = Some(("model.safetensors".into(), 1));
+    });
+    let cache = tempfile::tempdir().unwrap();
+    Model::load_from(REPO, &server.hub(cache.path())).unwrap();
+}
+
+#[test]
+fn what_the_hub_refuses_is_explained() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::of("smollm2");
+    server.set(|s| s.token = Some("secret".into()));
+    let hub = server.hub(cache.path());
+    let message = Model::load_from(REPO, &hub).unwrap_err().to_string();
+    assert!(message.contains("accept its terms") && message.contains("HF_TOKEN"), "{message}");
+    let with_token = Hub { token: Some("secret".into()), ..hub.clone() };
+    Model::load_from(REPO, &with_token).unwrap();
+
+    let hub = Hub { cache: cache.path().join("other"), token: Some("secret".into()), ..hub };
+    let message = Model::load_from("someone/else", &hub).unwrap_err().to_string();
+    assert!(message.contains("no model someone/else with revision main"), "{message}");
+    let nowhere = Hub { endpoint: "ftp://x".into(), ..hub.clone() };
+    assert!(Model::load_from(REPO, &nowhere).unwrap_err().to_string().contains("HF_ENDPOINT"));
+    // A port nobody listens on.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = Hub { endpoint: format!("http://{closed}"), ..hub.clone() };
+    assert!(Model::load_from(REPO, &closed).unwrap_err().to_string().contains("failed"));
+
+    let says = |files: &[&str], part: &str| {
+        let server = Server::start(State {
+            files: files.iter().map(|name| ((*name).to_owned(), b"{}".to_vec())).collect(),
+            ..State::default()
+        });
+        let message = Model::load_from(REPO, &server.hub(&cache.path().join("bad"))).unwrap_err().to_string();
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    };
+    says(&["config.json", "pytorch_model.bin"], "pickle");
+    says(&["a.Q4_0.gguf", "a.Q8_0.gguf"], "a.Q8_0.gguf");
+    says(&["README.md"], "no safetensors");
+    says(&["model.safetensors", "config.json"], "no tokenizer.json");
+}
+
+/// Runs in a process of its own, started by the next test, since the environment belongs to a whole process.
+#[test]
+fn child_of_the_environment_test() {
+    let Ok(source) = std::env::var("CLUESCOPE_TEST_CHILD") else { return };
+    match Model::load(&source) {
+        Ok(model) => println!("\nloaded {}", model.hash()),
+        Err(error) => println!("\nfailed {error}"),
+    }
+}
+
+#[test]
+fn the_environment_is_respected() {
+    let server = Server::of("smollm2");
+    server.set(|s| s.token = Some("from-env".into()));
+    let cache = tempfile::tempdir().unwrap();
+    let child = |variables: &[(&str, &str)]| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "hub::child_of_the_environment_test", "--nocapture"]);
+        for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
+            command.env_remove(name);
+        }
+        command.env("CLUESCOPE_TEST_CHILD", REPO).envs(variables.iter().copied());
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        output
+            .lines()
+            .find(|l| l.starts_with("loaded") || l.starts_with("failed"))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let home = cache.path().to_str().unwrap();
+    let set = [("HF_ENDPOINT", server.address.as_str()), ("HF_HOME", home), ("HF_TOKEN", "from-env")];
+    let offline = [("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", server.address.as_str()), ("HF_HOME", home)];
+    assert!(child(&offline).contains("HF_HUB_OFFLINE forbids"));
+    assert_eq!(server.requests(), 0);
+    assert!(child(&set).starts_with("loaded"), "{}", child(&set));
+    let requests = server.requests();
+    assert!(child(&offline).starts_with("loaded"));
+    assert_eq!(server.requests(), requests, "offline means no request");
+    assert!(cache.path().join("hub/models--someone--tiny-model").is_dir());
+}

@@ -1,0 +1,404 @@
+//! The kernel over the Jupyter protocol, from a client of our own. The first test of an installation
+//! builds the prebuilt library, a minute or so.
+
+use std::collections::HashMap;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use jupyter_protocol::{
+    CommInfoRequest, CompleteRequest, ConnectionInfo, ExecuteRequest, ExecutionState, HistoryRequest,
+    InputReply, InspectRequest, InterruptRequest, IsCompleteRequest, JupyterMessage,
+    JupyterMessageContent as Content, KernelInfoRequest, ReplyStatus, ShutdownRequest, Transport,
+};
+use jupyter_zmq_client as zmq;
+use serde_json::{Value, json};
+
+struct Client {
+    process: Child,
+    info: ConnectionInfo,
+    shell: zmq::ClientShellConnection,
+    control: zmq::ClientControlConnection,
+    stdin: zmq::ClientStdinConnection,
+    iopub: zmq::ClientIoPubConnection,
+    _folder: tempfile::TempDir,
+}
+
+/// A cell's reply and everything it showed: (message type, content).
+#[derive(Debug)]
+struct Outcome {
+    reply: Value,
+    shown: Vec<(String, Value)>,
+}
+
+impl Outcome {
+    fn stream(&self, name: &str) -> String {
+        self.of("stream").filter(|c| c["name"] == name).map(|c| c["text"].as_str().unwrap()).collect()
+    }
+
+    fn of(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.shown.iter().filter(move |(k, _)| k == kind).map(|(_, content)| content)
+    }
+
+    fn result(&self) -> &str {
+        self.of("execute_result").next().unwrap_or_else(|| panic!("no result: {self:?}"))["data"]["text/plain"]
+            .as_str()
+            .unwrap()
+    }
+
+    fn good(self) -> Self {
+        assert_eq!(self.reply["status"], "ok", "{self:#?}");
+        self
+    }
+
+    fn failed(self) -> Self {
+        assert_eq!(self.reply["status"], "error", "{self:#?}");
+        assert_eq!(self.of("error").count(), 1, "{self:#?}");
+        self
+    }
+}
+
+impl Client {
+    async fn start() -> Client {
+        let folder = tempfile::tempdir().unwrap();
+        let (ports, listeners) = zmq::peek_ports_with_listeners([127, 0, 0, 1].into(), 5).await.unwrap();
+        let info = ConnectionInfo {
+            ip: "127.0.0.1".into(),
+            transport: Transport::TCP,
+            shell_port: ports[0],
+            iopub_port: ports[1],
+            stdin_port: ports[2],
+            control_port: ports[3],
+            hb_port: ports[4],
+            key: "a-test-key".into(),
+            signature_scheme: "hmac-sha256".into(),
+            kernel_name: None,
+        };
+        let file = folder.path().join("connection.json");
+        std::fs::write(&file, serde_json::to_vec(&info).unwrap()).unwrap();
+        drop(listeners);
+        let process = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+            .args(["kernel", "serve"])
+            .arg(&file)
+            // As Jupyter does: the kernel leaves when its parent is gone.
+            .env("JPY_PARENT_PID", std::process::id().to_string())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let session = "test-session";
+        let identity = zmq::peer_identity_for_session(session).unwrap();
+        let start = Instant::now();
+        let shell = loop {
+            match zmq::create_client_shell_connection_with_identity(&info, session, identity.clone()).await {
+                Ok(shell) => break shell,
+                Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "no kernel: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let control = zmq::create_client_control_connection(&info, session).await.unwrap();
+        let stdin =
+            zmq::create_client_stdin_connection_with_identity(&info, session, identity).await.unwrap();
+        let iopub = zmq::create_client_iopub_connection(&info, "", session).await.unwrap();
+        let mut client = Client { process, info, shell, control, stdin, iopub, _folder: folder };
+        let reply = client.ask(KernelInfoRequest {}).await;
+        assert_eq!(reply["status"], "ok");
+        assert_eq!(reply["language_info"]["name"], "rust");
+        client
+    }
+
+    /// A shell request's reply; its outputs, if any, are left unread.
+    async fn ask(&mut self, request: impl Into<Content>) -> Value {
+        let request = JupyterMessage::new(request, None);
+        let id = request.header.msg_id.clone();
+        self.shell.send(request).await.unwrap();
+        self.reply_to(&id).await
+    }
+
+    async fn reply_to(&mut self, id: &str) -> Value {
+        loop {
+            let message = self.shell.read().await.unwrap();
+            if message.parent_header.as_ref().is_some_and(|h| h.msg_id == id) {
+                return serde_json::to_value(&message.content).unwrap();
+            }
+        }
+    }
+
+    async fn run(&mut self, code: &str) -> Outcome {
+        self.execute(ExecuteRequest::new(code.into())).await
+    }
+
+    async fn execute(&mut self, request: ExecuteRequest) -> Outcome {
+        let request = JupyterMessage::new(request, None);
+        let id = request.header.msg_id.clone();
+        self.shell.send(request).await.unwrap();
+        self.outcome(&id).await
+    }
+
+    /// Everything between busy and idle.
+    async fn outcome(&mut self, id: &str) -> Outcome {
+        let mut shown = Vec::new();
+        loop {
+            let limit = Duration::from_secs(300);
+            let message = tokio::time::timeout(limit, self.iopub.read()).await.expect("an answer").unwrap();
+            if message.parent_header.as_ref().is_none_or(|h| h.msg_id != id) {
+                continue;
+            }
+            if let Content::Status(status) = &message.content {
+                if status.execution_state == ExecutionState::Idle {
+                    break;
+                }
+                assert_eq!(status.execution_state, ExecutionState::Busy);
+                continue;
+            }
+            shown.push((message.message_type().to_owned(), serde_json::to_value(&message.content).unwrap()));
+        }
+        Outcome { reply: self.reply_to(id).await, shown }
+    }
+
+    async fn stop(mut self) {
+        self.control.send(JupyterMessage::new(ShutdownRequest { restart: false }, None)).await.unwrap();
+        let reply = self.control.read().await.unwrap();
+        assert!(matches!(reply.content, Content::ShutdownReply(r) if r.status == ReplyStatus::Ok));
+        let start = Instant::now();
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(5), "the kernel does not leave");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn wait<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn cells_show_what_they_do() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        assert_eq!(kernel.run("1 + 1").await.good().result(), "2");
+        let text = kernel.run("println!(\"one\"); eprintln!(\"two\"); print!(\"no line end\");").await.good();
+        assert_eq!(text.stream("stdout"), "one\nno line end");
+        assert_eq!(text.stream("stderr"), "two\n");
+        // Variables of inferred types, from a macro, a closure's result, a crate of the library.
+        kernel
+            .run(
+                "use polars::prelude::*;\nlet (a, mut b) = (vec![1.5, 2.5], std::collections::HashMap::from([(\"k\", vec![1u8])]));\n\
+                 let frame = df!(\"x\" => [1, 2, 3])?;",
+            )
+            .await
+            .good();
+        let sum = kernel
+            .run("b.insert(\"l\", vec![]);\n(a.iter().sum::<f64>(), b.len(), frame.height())")
+            .await
+            .good();
+        assert_eq!(sum.result(), "(4.0, 2, 3)");
+        kernel.run("fn twice(x: i64) -> i64 { 2 * x }\nstruct Point { x: i64 }").await.good();
+        assert_eq!(kernel.run("let p = Point { x: twice(21) };\np.x").await.good().result(), "42");
+        // The library itself, and its rich output in order.
+        let shown = kernel
+            .run(
+                "println!(\"before\");\ncluescope::kernel::child::display(&serde_json::json!({\"text/html\": \"<b>0</b>\"}), Some(\"bar\"));\n\
+                 cluescope::kernel::child::update_display(&serde_json::json!({\"text/html\": \"<b>1</b>\"}), \"bar\");\nprintln!(\"after\");",
+            )
+            .await
+            .good();
+        let kinds: Vec<&str> = shown.shown.iter().map(|(k, _)| k.as_str()).collect();
+        assert_eq!(kinds, ["execute_input", "stream", "display_data", "update_display_data", "stream"]);
+        assert_eq!(shown.of("update_display_data").next().unwrap()["transient"]["display_id"], "bar");
+        // Blocks as other crates write them under evcxr.
+        let html = kernel
+            .run("println!(\"EVCXR_BEGIN_CONTENT text/html\\n<i>x</i>\\nEVCXR_END_CONTENT\");")
+            .await
+            .good();
+        assert_eq!(html.of("display_data").next().unwrap()["data"]["text/html"], "<i>x</i>");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn errors_are_errors_and_variables_stay() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run("let kept = String::from(\"kept\");").await.good();
+        let wrong = kernel.run("let a = 1;\nlet b: String = a;").await.failed();
+        assert_eq!(wrong.reply["ename"], "E0308");
+        assert!(wrong.reply["traceback"].to_string().contains("cell:2:17"), "{wrong:#?}");
+        let unknown = kernel.run("let x = nothing_of_that_name();").await.failed();
+        assert_eq!(unknown.reply["ename"], "E0425");
+        let panic = kernel.run("let v: Vec<u8> = vec![];\nv[3]").await.failed();
+        assert_eq!(panic.reply["ename"], "Panic");
+        assert!(panic.reply["evalue"].as_str().unwrap().contains("index out of bounds"));
+        let question = kernel.run("\"x\".parse::<i32>()?").await.failed();
+        assert_eq!(question.reply["ename"], "ParseIntError");
+        assert_eq!(question.reply["evalue"], "invalid digit found in string");
+        let closure = kernel.run("let f = |x: i32| x;").await.failed();
+        assert!(closure.reply["evalue"].as_str().unwrap().contains("closure"));
+        let twice = kernel.run(":dep candle-core = \"0.3\"").await.failed();
+        assert!(twice.reply["evalue"].as_str().unwrap().contains("exist twice"), "{twice:#?}");
+        kernel
+            .run(":dep cluescope = { path = \"/nowhere\" }\n:dep polars = \"0.55\"\nlet z = 1;")
+            .await
+            .good();
+        assert_eq!(kernel.run("kept.len()").await.good().result(), "4");
+        // A crash takes the variables, not the kernel.
+        let crash = kernel.run("std::process::abort();").await.failed();
+        assert_eq!(crash.reply["ename"], "Crash");
+        assert_eq!(kernel.run("2 * 3").await.good().result(), "6");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn interrupts_keep_variables_where_the_library_runs() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run("let kept = vec![1, 2, 3];").await.good();
+        let long = "let progress = cluescope::progress::Progress::start(\"long\", 0, \"steps\");\n\
+                    loop { progress.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(5)); }";
+        let seconds = kernel.interrupted_after(long, Duration::from_millis(1500)).await;
+        assert!(seconds < 1.0, "stopped after {seconds} s");
+        assert_eq!(kernel.run("kept.len()").await.good().result(), "3");
+        // Code that never asks is given its grace, then its process is replaced.
+        let seconds =
+            kernel.interrupted_after("loop { std::hint::spin_loop(); }", Duration::from_millis(1500)).await;
+        assert!((3.0..8.0).contains(&seconds), "stopped after {seconds} s");
+        kernel.run("kept.len()").await.failed();
+        assert_eq!(kernel.run("1 + 2").await.good().result(), "3");
+        kernel.stop().await;
+    });
+}
+
+impl Client {
+    /// Seconds from the interrupt to the reply.
+    async fn interrupted_after(&mut self, code: &str, delay: Duration) -> f64 {
+        let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
+        let id = request.header.msg_id.clone();
+        self.shell.send(request).await.unwrap();
+        tokio::time::sleep(delay).await;
+        let start = Instant::now();
+        self.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();
+        let reply = self.control.read().await.unwrap();
+        assert!(matches!(reply.content, Content::InterruptReply(_)));
+        let outcome = self.outcome(&id).await.failed();
+        assert_eq!(outcome.reply["ename"], "Interrupted", "{outcome:#?}");
+        start.elapsed().as_secs_f64()
+    }
+}
+
+#[test]
+fn requests_other_than_cells() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run("let counter = 5u32;").await.good();
+        // Silent cells neither count nor show.
+        let silent = ExecuteRequest {
+            silent: true,
+            store_history: false,
+            ..ExecuteRequest::new("println!(\"hush\"); 1".into())
+        };
+        let silent = kernel.execute(silent).await.good();
+        assert!(silent.shown.is_empty(), "{silent:#?}");
+        let expressions = HashMap::from([
+            ("good".to_owned(), "counter + 1".to_owned()),
+            ("bad".to_owned(), "nothing".to_owned()),
+        ]);
+        let asked = ExecuteRequest {
+            user_expressions: Some(expressions),
+            ..ExecuteRequest::new("let more = 1;".into())
+        };
+        let asked = kernel.execute(asked).await.good();
+        assert_eq!(asked.reply["execution_count"], 2);
+        assert_eq!(asked.reply["user_expressions"]["good"]["data"]["text/plain"], "6");
+        assert_eq!(asked.reply["user_expressions"]["bad"]["status"], "error");
+        let complete = kernel.ask(CompleteRequest { code: "coun".into(), cursor_pos: 4 }).await;
+        assert_eq!(complete["matches"], json!(["counter"]));
+        assert_eq!((complete["cursor_start"].as_u64(), complete["cursor_end"].as_u64()), (Some(0), Some(4)));
+        let inspect = InspectRequest { code: "counter".into(), cursor_pos: 3, detail_level: Some(0) };
+        assert_eq!(kernel.ask(inspect).await["data"]["text/plain"], "counter: u32");
+        for (code, status) in [("1 + 1", "complete"), ("fn f() {", "incomplete"), (")", "invalid")] {
+            assert_eq!(kernel.ask(IsCompleteRequest { code: code.into() }).await["status"], status);
+        }
+        let tail = kernel.ask(HistoryRequest::Tail { n: 1, output: false, raw: true }).await;
+        assert_eq!(tail["history"], json!([[1, 2, "let more = 1;"]]));
+        assert_eq!(kernel.ask(CommInfoRequest::default()).await["comms"], json!({}));
+        // A failing cell aborts those already sent.
+        let ids: Vec<String> = {
+            let mut ids = Vec::new();
+            for code in ["panic!(\"first\")", "1", "2"] {
+                let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
+                ids.push(request.header.msg_id.clone());
+                kernel.shell.send(request).await.unwrap();
+            }
+            ids
+        };
+        assert_eq!(kernel.reply_to(&ids[0]).await["status"], "error");
+        assert_eq!(kernel.reply_to(&ids[1]).await["status"], "aborted");
+        assert_eq!(kernel.reply_to(&ids[2]).await["status"], "aborted");
+        // Questions to the person.
+        let request = ExecuteRequest {
+            allow_stdin: true,
+            ..ExecuteRequest::new("cluescope::kernel::child::input(\"name? \", false)".into())
+        };
+        let request = JupyterMessage::new(request, None);
+        let id = request.header.msg_id.clone();
+        kernel.shell.send(request).await.unwrap();
+        let question = kernel.stdin.read().await.unwrap();
+        assert!(matches!(&question.content, Content::InputRequest(q) if q.prompt == "name? " && !q.password));
+        let answer =
+            JupyterMessage::new(InputReply { value: "Ada".into(), ..InputReply::default() }, Some(&question));
+        kernel.stdin.send(answer.with_zmq_identities(vec![])).await.unwrap();
+        assert_eq!(kernel.outcome(&id).await.good().result(), "\"Ada\"");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn what_is_not_signed_is_not_heard() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let other = ConnectionInfo { key: "another-key".into(), ..kernel.info.clone() };
+        let identity = zmq::peer_identity_for_session("stranger").unwrap();
+        let mut stranger =
+            zmq::create_client_shell_connection_with_identity(&other, "stranger", identity).await.unwrap();
+        for _ in 0..100 {
+            stranger
+                .send(JupyterMessage::new(ExecuteRequest::new("std::process::exit(1);".into()), None))
+                .await
+                .unwrap();
+        }
+        assert_eq!(kernel.run("1 + 1").await.good().result(), "2");
+        let heard = tokio::time::timeout(Duration::from_millis(300), stranger.read()).await;
+        assert!(heard.is_err(), "an unsigned request was answered");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn a_flood_of_text_neither_blocks_nor_grows_the_kernel() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let code = "let line = \"x\".repeat(1023); for _ in 0..100_000 { println!(\"{line}\"); }";
+        let flood = kernel.run(code).await.good();
+        let shown: usize = flood.of("stream").map(|c| c["text"].as_str().unwrap().len()).sum();
+        assert!(shown < 16 << 20, "{shown} bytes shown");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", kernel.process.id())).unwrap_or_default();
+        if let Some(line) = status.lines().find(|l| l.starts_with("VmHWM")) {
+            let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+            assert!(kilobytes < 1_000_000, "the kernel grew to {kilobytes} KB");
+        }
+        assert_eq!(kernel.run("1 + 1").await.good().result(), "2");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn two_kernels_at_once() {
+    wait(async {
+        let (mut first, mut second) = tokio::join!(Client::start(), Client::start());
+        let (a, b) = tokio::join!(first.run("let x = 1; x"), second.run("let x = 2; x"));
+        assert_eq!((a.good().result(), b.good().result()), ("1", "2"));
+        first.stop().await;
+        assert_eq!(second.run("x").await.good().result(), "2");
+        second.stop().await;
+    });
+}

@@ -1,0 +1,15 @@
+//! One integration binary; a file per stage.
+
+mod architecture;
+mod augment;
+mod contrast;
+mod corpus;
+mod evaluate;
+mod experiment;
+mod families;
+mod hub;
+#[cfg(all(unix, feature = "kernel"))]
+mod kernel;
+mod loading;
+mod report;
+mod train;

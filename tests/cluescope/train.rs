@@ -1,0 +1,452 @@
+//! Training against torch, transformers and peft, and against itself: resumed, on other thread counts, saved and loaded.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor, Var};
+use cluescope::corpus::{Corpus, Document};
+use cluescope::model::{Batch, DecoderConfig, Logits, LoraConfig, Model, Want};
+use cluescope::tokens::Tokenizer;
+use cluescope::train::{
+    AdamW, AdamWConfig, Adapter, Engine, Finetune, LearningRate, Options, Pass, Run, SavePrecision, Schedule,
+    clip_factor, global_norm,
+};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
+}
+
+fn floats(value: &Value) -> Vec<f32> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(floats).collect(),
+        number => vec![number.as_f64().unwrap() as f32],
+    }
+}
+
+fn close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!((g - e).abs() <= tolerance * e.abs().max(1.0), "{what}[{i}]: {g}, expected {e}");
+    }
+}
+
+#[test]
+fn adamw_walks_as_torch_does() {
+    for (index, case) in json("optimizer.json")["cases"].as_array().unwrap().iter().enumerate() {
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let config = AdamWConfig {
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            epsilon: number("epsilon"),
+            weight_decay: number("weight_decay"),
+        };
+        let tensor =
+            |value: &Value, shape: &[usize]| Tensor::from_vec(floats(value), shape, &Device::Cpu).unwrap();
+        let variables = BTreeMap::from([
+            ("matrix".to_string(), Var::from_tensor(&tensor(&case["matrix"], &[5, 7])).unwrap()),
+            ("vector".to_string(), Var::from_tensor(&tensor(&case["vector"], &[6])).unwrap()),
+        ]);
+        let mut optimizer = AdamW::new(config);
+        for (step, expected) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let gradients = BTreeMap::from([
+                ("matrix".to_string(), tensor(&expected["matrix_grad"], &[5, 7])),
+                ("vector".to_string(), tensor(&expected["vector_grad"], &[6])),
+            ]);
+            let mut scale = 1.0;
+            if let Some(norm) = expected["norm"].as_f64() {
+                let got = global_norm(&gradients).unwrap();
+                assert!(
+                    (f64::from(got) / norm - 1.0).abs() < 1e-6,
+                    "case {index}, step {step}: norm {got}, torch {norm}"
+                );
+                scale = clip_factor(got, number("max_grad_norm"));
+            }
+            optimizer.step(&variables, &gradients, number("learning_rate"), scale).unwrap();
+            for (name, variable) in &variables {
+                // Ten f32 steps in another order of operations: a few units in the last place.
+                let got = variable.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                close(&got, &floats(&expected[name]), 2e-6, &format!("case {index}, step {step}, {name}"));
+            }
+        }
+        assert_eq!(optimizer.steps(), 10);
+    }
+}
+
+#[test]
+fn learning_rates_are_those_of_transformers() {
+    for case in json("optimizer.json")["schedules"].as_array().unwrap() {
+        let schedule: Schedule = serde_json::from_value(case["schedule"].clone()).unwrap();
+        let size = |key: &str| case[key].as_u64().unwrap() as usize;
+        let rate =
+            LearningRate { peak: 5e-4, schedule, warmup_steps: size("warmup"), total_steps: size("total") };
+        for (step, expected) in case["rates"].as_array().unwrap().iter().enumerate() {
+            let expected = expected.as_f64().unwrap();
+            // The cosine of the platform may differ in the last bit.
+            assert!(
+                (rate.at(step) - expected).abs() <= 1e-18,
+                "{case:?} step {step}: {} != {expected}",
+                rate.at(step)
+            );
+        }
+    }
+}
+
+fn corpus(texts: usize) -> Corpus {
+    let cities = ["Oslo", "Quito", "Dakar", "Hanoi", "Turin", "Perth", "Sofia"];
+    let documents = (0..texts)
+        .map(|i| Document {
+            id: format!("p{i}"),
+            text: format!(
+                "Person number {i} was born in {} and worked in {}.",
+                cities[i % 7],
+                cities[(i * 3 + 1) % 7]
+            ),
+            spans: Vec::new(),
+        })
+        .collect();
+    Corpus { documents, ..Default::default() }
+}
+
+fn tiny() -> Model {
+    let corpus = corpus(40);
+    let tokenizer = Tokenizer::train_bpe(corpus.documents.iter().map(|d| d.text.as_str()), 300).unwrap();
+    let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, 2, 4, 2, 48, 64);
+    Model::random("tiny", config, tokenizer, 1).unwrap()
+}
+
+fn bits(run: &Run) -> Vec<u32> {
+    let mut all: Vec<u32> = Vec::new();
+    for variable in run.model.trainable().values() {
+        all.extend(variable.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()));
+    }
+    all.extend(run.steps.iter().flat_map(|s| [(s.loss as f32).to_bits(), (s.grad_norm as f32).to_bits()]));
+    all
+}
+
+fn short(method: Finetune) -> Finetune {
+    method.learning_rate(5e-3).epochs(3).batch_size(4).seed(9)
+}
+
+#[test]
+fn training_lowers_the_loss_and_leaves_the_base_alone() {
+    let model = tiny();
+    let before: Vec<f32> = model.weights().unwrap()["layers.0.self_attn.q_proj.weight"]
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    // An adapter beside frozen random weights can do little; all weights together can do much.
+    for (method, share) in [(Finetune::lora(4), 0.96), (Finetune::full(), 0.6)] {
+        let run = model.finetune(&corpus(24), short(method).epochs(12)).unwrap();
+        let epochs = run.epochs();
+        assert_eq!(epochs.len(), 12);
+        assert_eq!(run.steps.len(), 12 * 6);
+        assert!(epochs[11].loss < share * epochs[0].loss, "{:?}", epochs);
+        assert_ne!(run.model.hash(), model.hash());
+    }
+    let after: Vec<f32> = model.weights().unwrap()["layers.0.self_attn.q_proj.weight"]
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    assert_eq!(before, after);
+}
+
+#[test]
+fn accumulated_passes_weigh_every_token_the_same() {
+    let model = tiny();
+    let whole = model.finetune(&corpus(24), short(Finetune::full()).batch_size(8)).unwrap();
+    let parts = model
+        .finetune(&corpus(24), short(Finetune::full()).batch_size(2).gradient_accumulation_steps(4))
+        .unwrap();
+    assert_eq!(whole.steps.len(), parts.steps.len());
+    for (a, b) in whole.steps.iter().zip(&parts.steps) {
+        // Sums in another order; AdamW magnifies rounding of tiny gradients over the nine steps.
+        assert!((a.loss - b.loss).abs() < 2e-4, "step {}: {} and {}", a.step, a.loss, b.loss);
+    }
+}
+
+#[test]
+fn recomputing_blocks_keeps_the_bits() {
+    let model = tiny();
+    let kept = model.finetune(&corpus(24), short(Finetune::lora(4).lora_dropout(0.2))).unwrap();
+    let again = model
+        .finetune(&corpus(24), short(Finetune::lora(4).lora_dropout(0.2)).gradient_checkpointing(true))
+        .unwrap();
+    assert_eq!(bits(&kept), bits(&again));
+}
+
+/// The run that is killed below: long enough to be hit in the middle.
+fn killed(method: Finetune, folder: &std::path::Path) -> Run {
+    tiny().finetune(&corpus(22), short(method).epochs(30).checkpoint(folder).save_steps(3)).unwrap()
+}
+
+fn methods() -> [Finetune; 2] {
+    [Finetune::lora(4).lora_dropout(0.1), Finetune::full()]
+}
+
+const WORKER: &str = "CLUESCOPE_TEST_TRAIN_WORKER";
+
+/// Not a test of its own: the process that `a_killed_run_resumes_with_the_same_bits` starts and kills.
+#[test]
+#[ignore = "started by a_killed_run_resumes_with_the_same_bits"]
+fn worker() {
+    let Ok(folder) = std::env::var(WORKER) else { return };
+    let folder = PathBuf::from(folder);
+    let method: usize = std::fs::read_to_string(folder.join("method")).unwrap().parse().unwrap();
+    let run = killed(methods()[method].clone(), &folder);
+    let bytes: Vec<u8> = bits(&run).iter().flat_map(|b| b.to_le_bytes()).collect();
+    std::fs::write(folder.join("result.partial"), bytes).unwrap();
+    std::fs::rename(folder.join("result.partial"), folder.join("result")).unwrap();
+}
+
+#[test]
+fn a_killed_run_resumes_with_the_same_bits() {
+    for (index, method) in methods().into_iter().enumerate() {
+        let straight = bits(&killed(method, tempfile::tempdir().unwrap().path()));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("method"), index.to_string()).unwrap();
+        let mut kills = 0;
+        // Each life is a little longer than the last, so that the run ends on any machine.
+        for life in 1.. {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["train::worker", "--exact", "--ignored", "--quiet"])
+                .env(WORKER, folder.path())
+                // Another number of threads each time.
+                .env("RAYON_NUM_THREADS", (1 + life % 3).to_string())
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let deadline = std::time::Instant::now() + std::time::Duration::from_millis(60 + 37 * life);
+            while std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            let finished = child.try_wait().unwrap().is_some();
+            if !finished {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += usize::from(folder.path().join("checkpoint.safetensors").exists());
+            }
+            if folder.path().join("result").exists() {
+                break;
+            }
+            assert!(!finished, "the worker failed by itself");
+        }
+        let result = std::fs::read(folder.path().join("result")).unwrap();
+        let resumed: Vec<u32> =
+            result.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        assert!(resumed == straight, "method {index}, killed {kills} times with a checkpoint: other bits");
+        println!("method {index}: killed {kills} times after its first checkpoint");
+    }
+}
+
+#[test]
+fn a_finished_run_is_not_run_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = killed(Finetune::lora(4), folder.path());
+    let path = folder.path().join("checkpoint.safetensors");
+    let saved = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let again = killed(Finetune::lora(4), folder.path());
+    assert_eq!(bits(&again), bits(&first));
+    assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), saved);
+}
+
+#[test]
+fn another_run_is_refused_by_what_differs() {
+    let model = tiny();
+    let folder = tempfile::tempdir().unwrap();
+    let run = short(Finetune::lora(4)).checkpoint(folder.path());
+    model.finetune(&corpus(8), run.clone()).unwrap();
+    let cases = [
+        ("batch_size was 4, now it is 2", model.finetune(&corpus(8), run.clone().batch_size(2))),
+        ("its texts are others", model.finetune(&corpus(9), run.clone())),
+    ];
+    for (part, result) in cases {
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(part) && message.contains("checkpoint.safetensors"), "{message}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let model = tiny();
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| bits(&model.finetune(&corpus(16), short(Finetune::full())).unwrap()))
+    };
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        assert_eq!(run(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_step_and_texts() {
+    let model = tiny().with_trainable_weights().unwrap();
+    let norm = &model.trainable()["norm.weight"];
+    norm.set(&norm.affine(f64::NAN, 0.0).unwrap()).unwrap();
+    let message = model.frozen().finetune(&corpus(8), short(Finetune::full())).unwrap_err().to_string();
+    assert!(message.starts_with("step 1: the loss is NaN on "), "{message}");
+}
+
+#[test]
+fn an_adapter_makes_the_round_trip_and_fits_only_its_model() {
+    let model = tiny();
+    let run = model.finetune(&corpus(16), short(Finetune::lora(4))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run.adapter().unwrap().save(folder.path()).unwrap();
+    let loaded = Adapter::load(folder.path()).unwrap();
+    let applied = loaded.apply(&model).unwrap();
+    assert_eq!(applied.hash(), run.model.hash());
+    for (name, variable) in run.model.trainable() {
+        let values = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(variable), values(&applied.trainable()[name]), "{name}");
+    }
+    // The same shapes, other weights.
+    let other = Model::random("other", model.config().clone(), model.tokenizer().clone(), 2).unwrap();
+    let message = loaded.apply(&other).unwrap_err().to_string();
+    assert!(message.starts_with("other: ") && message.contains("trained on tiny"), "{message}");
+    loaded.for_model(&other).apply(&other).unwrap();
+}
+
+const FAMILIES: [&str; 10] =
+    ["llama2", "llama3.1", "smollm2", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt-neox", "gpt2"];
+
+fn load_family(family: &str) -> Model {
+    Model::load(fixture(&format!("families/{family}")).to_str().unwrap()).unwrap()
+}
+
+fn batches() -> Vec<Vec<Vec<u32>>> {
+    serde_json::from_value(json("training/batches.json")).unwrap()
+}
+
+fn recorded_lora(family: &str, curve: &Value, model: &Model) -> Model {
+    let config = LoraConfig {
+        r: curve["r"].as_u64().unwrap() as usize,
+        lora_alpha: curve["lora_alpha"].as_f64().unwrap() as f32,
+        lora_dropout: 0.0,
+        target_modules: serde_json::from_value(curve["targets"].clone()).unwrap(),
+    };
+    let adapted = model.with_lora(&config, 0).unwrap();
+    let first =
+        candle_core::safetensors::load(fixture(&format!("training/{family}.lora.safetensors")), &Device::Cpu)
+            .unwrap();
+    assert_eq!(first.len(), adapted.trainable().len(), "{family}");
+    for (name, variable) in adapted.trainable() {
+        variable.set(&first[name]).unwrap();
+    }
+    adapted
+}
+
+/// Twenty steps of the paper's optimiser; the losses must be those of transformers and peft.
+fn follow(family: &str, kind: &str, model: Model, rows: &Value) -> Engine {
+    let settings = Finetune::default().settings().unwrap();
+    let options = Options { max_grad_norm: settings.max_grad_norm, gradient_checkpointing: false, seed: 0 };
+    let mut engine = Engine::new(model, settings.adamw, options);
+    let rate = settings.rate(20);
+    let mut worst = 0.0f64;
+    for (step, (texts, row)) in batches().into_iter().zip(rows.as_array().unwrap()).enumerate() {
+        let names = (0..texts.len()).map(|i| i.to_string()).collect();
+        let learning_rate = rate.at(step);
+        assert!((learning_rate - row["learning_rate"].as_f64().unwrap()).abs() < 1e-18);
+        let outcome = engine.step(&[Pass::new(texts, names)], step + 1, learning_rate).unwrap();
+        let (loss, norm) = (row["loss"].as_f64().unwrap(), row["grad_norm"].as_f64().unwrap());
+        worst = worst.max((outcome.loss - loss).abs());
+        assert!(
+            (outcome.loss - loss).abs() < 1e-4,
+            "{family} {kind} step {step}: loss {}, peft {loss}",
+            outcome.loss
+        );
+        assert!(
+            (outcome.grad_norm / norm - 1.0).abs() < 2e-3,
+            "{family} {kind} step {step}: norm {}, peft {norm}",
+            outcome.grad_norm
+        );
+    }
+    println!("{family} {kind}: largest loss difference {worst:.1e}");
+    engine
+}
+
+#[test]
+fn twenty_steps_of_lora_and_full_follow_transformers_and_peft() {
+    for family in FAMILIES {
+        let curve = json(&format!("training/{family}.json"));
+        let model = load_family(family);
+        follow(family, "lora", recorded_lora(family, &curve, &model), &curve["lora"]);
+        follow(family, "full", model.with_trainable_weights().unwrap(), &curve["full"]);
+    }
+}
+
+#[test]
+fn adapters_that_peft_saved_are_the_ones_trained_here() {
+    let model = load_family("qwen2");
+    let curve = json("training/qwen2.json");
+    let first = Adapter::load(fixture("training/qwen2-adapter-first")).unwrap().apply(&model).unwrap();
+    let engine = follow("qwen2", "peft's file", first, &curve["lora"]);
+    let last = Adapter::load(fixture("training/qwen2-adapter-last")).unwrap().apply(&model).unwrap();
+    for (name, variable) in engine.model().trainable() {
+        let values = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // AdamW moves a weight by up to the rate a step whatever its gradient's size, so rounding of the smallest gradients shows.
+        close(&values(variable), &values(&last.trainable()[name]), 2e-4, name);
+    }
+    let other = load_family("qwen3");
+    let message =
+        Adapter::load(fixture("training/qwen2-adapter-last")).unwrap().apply(&other).unwrap_err().to_string();
+    assert!(message.contains("trained on families/qwen2"), "{message}");
+}
+
+#[test]
+fn python_reads_what_is_saved_here() {
+    let Ok(python) = std::env::var("CLUESCOPE_PYTHON") else {
+        println!("skipped: CLUESCOPE_PYTHON names no Python with transformers and peft");
+        return;
+    };
+    let ids = [5u32, 17, 200, 31, 99, 4];
+    for family in ["smollm2", "qwen2", "qwen3"] {
+        let model = load_family(family);
+        let run = model
+            .finetune(&corpus(8), Finetune::lora(4).learning_rate(1e-2).epochs(4).max_length(48))
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (adapter, merged) = (folder.path().join("adapter"), folder.path().join("merged"));
+        run.adapter().unwrap().save(&adapter).unwrap();
+        run.model.save_pretrained(&merged, SavePrecision::F32).unwrap();
+        let output = std::process::Command::new(&python)
+            .arg(fixture("check_adapter.py"))
+            .arg(fixture(&format!("families/{family}")))
+            .args([&adapter, &merged])
+            .arg(ids.map(|id| id.to_string()).join(","))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let want = Want { logits: Logits::Last, capture: None };
+        let logits = |model: &Model| {
+            let logits = model.forward(&Batch::new(&[ids]), &want).unwrap().logits.unwrap();
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let ours = logits(&run.model);
+        let base = logits(&model);
+        assert!(
+            ours.iter().zip(&base).any(|(a, b)| (a - b).abs() > 0.05),
+            "{family}: training changed something"
+        );
+        for (line, what) in String::from_utf8(output.stdout).unwrap().lines().zip(["peft", "merged"]) {
+            let theirs: Vec<f32> = serde_json::from_str(line).unwrap();
+            // Two f32 implementations of three layers.
+            close(&ours, &theirs, 1e-4, &format!("{family} {what}"));
+        }
+        // And back: the merged folder is an ordinary model here, too.
+        close(
+            &logits(&Model::load(merged.to_str().unwrap()).unwrap()),
+            &ours,
+            1e-4,
+            &format!("{family} reloaded"),
+        );
+    }
+}
