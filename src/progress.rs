@@ -43,13 +43,82 @@ pub struct Status {
     pub unit: &'static str,
     /// A short live remark, such as the loss.
     pub note: String,
+    /// Work counted beside the units, and its name: `(12_000, "tokens")`.
+    pub work: Option<(u64, &'static str)>,
+    /// What develops with the task, such as the loss by step.
+    pub curve: Option<Curve>,
     /// Since the task began.
     pub elapsed: Duration,
     /// True in the last observation.
     pub finished: bool,
 }
 
+/// A quantity that develops while a task runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What runs across: `step`.
+    pub x_label: &'static str,
+    /// What runs up, with its unit: `loss (nats a token)`.
+    pub y_label: &'static str,
+    /// In order of `x`. Of a long task not every point is kept.
+    pub points: Vec<(f64, f64)>,
+    /// Points that went by for each one kept.
+    stride: usize,
+    seen: usize,
+}
+
+impl Curve {
+    /// More could not be told apart on a picture.
+    const POINTS: usize = 400;
+
+    /// The curve through `points`.
+    pub fn of(
+        x_label: &'static str,
+        y_label: &'static str,
+        points: impl IntoIterator<Item = (f64, f64)>,
+    ) -> Self {
+        let mut curve = Curve { x_label, y_label, points: Vec::new(), stride: 1, seen: 0 };
+        points.into_iter().for_each(|(x, y)| curve.push(x, y));
+        curve
+    }
+
+    fn push(&mut self, x: f64, y: f64) {
+        if self.seen.is_multiple_of(self.stride) {
+            self.points.push((x, y));
+        }
+        self.seen += 1;
+        if self.points.len() == 2 * Self::POINTS {
+            let mut index = 0;
+            self.points.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.stride *= 2;
+        }
+    }
+}
+
 impl Status {
+    /// What was done, without anything that differs from run to run: `quiz: 20/20 questions, 3 right`.
+    pub fn summary(&self) -> String {
+        let total = if self.total > 0 { format!("/{}", self.total) } else { String::new() };
+        let note = if self.note.is_empty() { String::new() } else { format!(", {}", self.note) };
+        format!("{}: {}{total} {}{note}", self.label, self.done, self.unit)
+    }
+
+    /// How fast it goes and how long it will take: `12.0 s, 5.0/s, 900 tokens/s, 30 s left`.
+    pub fn pace(&self) -> String {
+        let seconds = self.elapsed.as_secs_f64();
+        let mut text = format!("{seconds:.1} s, {:.1}/s", self.rate());
+        if let Some((work, unit)) = self.work.filter(|(work, _)| *work > 0) {
+            text += &format!(", {:.0} {unit}/s", work as f64 / seconds.max(1e-9));
+        }
+        if let Some(left) = self.left().filter(|_| !self.finished) {
+            text += &format!(", {:.0} s left", left.as_secs_f64());
+        }
+        text
+    }
+
     /// Units a second since the start.
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
@@ -107,8 +176,17 @@ pub struct Progress {
     unit: &'static str,
     start: Instant,
     done: AtomicU64,
-    state: Mutex<(String, Option<Instant>)>,
+    state: Mutex<State>,
     sink: Arc<dyn Sink>,
+}
+
+/// What changes besides the count.
+#[derive(Default)]
+struct State {
+    note: String,
+    work: Option<(u64, &'static str)>,
+    curve: Option<Curve>,
+    shown: Option<Instant>,
 }
 
 impl std::fmt::Debug for Progress {
@@ -125,19 +203,23 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Progress {
     /// Begins a task of `total` units (0: unknown).
     pub fn start(label: impl Into<String>, total: u64, unit: &'static str) -> Self {
+        let progress = Self::shown_by(sink(), label, total, unit);
+        progress.show(false);
+        progress
+    }
+
+    fn shown_by(sink: Arc<dyn Sink>, label: impl Into<String>, total: u64, unit: &'static str) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let progress = Progress {
+        Progress {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             label: label.into(),
             total,
             unit,
             start: Instant::now(),
             done: AtomicU64::new(0),
-            state: Mutex::new((String::new(), None)),
-            sink: sink(),
-        };
-        progress.show(false);
-        progress
+            state: Mutex::default(),
+            sink,
+        }
     }
 
     /// Counts `n` more units. Safe to call from many threads.
@@ -150,24 +232,44 @@ impl Progress {
         check_interrupt()
     }
 
-    /// Replaces the live remark.
+    /// Replaces the live remark. It also stays in what is shown at the end, so it says nothing that
+    /// depends on the clock: see [`Progress::work`] for speeds.
     pub fn note(&self, note: impl Into<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 = note.into();
+        self.state().note = note.into();
+    }
+
+    /// Counts `n` more of something that goes by faster than the units; shown as a speed.
+    pub fn work(&self, n: u64, unit: &'static str) {
+        let mut state = self.state();
+        let before = state.work.map_or(0, |(work, _)| work);
+        state.work = Some((before + n, unit));
+    }
+
+    /// Adds a point to the task's curve, which a notebook draws while the task runs; the labels say
+    /// what runs across and what runs up, and are those of the first call.
+    pub fn point(&self, (x_label, x): (&'static str, f64), (y_label, y): (&'static str, f64)) {
+        self.state().curve.get_or_insert_with(|| Curve::of(x_label, y_label, [])).push(x, y);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, finished: bool) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !finished && state.1.is_some_and(|last| last.elapsed() < PAUSE) {
+        let mut state = self.state();
+        if !finished && state.shown.is_some_and(|last| last.elapsed() < PAUSE) {
             return;
         }
-        state.1 = Some(Instant::now());
+        state.shown = Some(Instant::now());
         self.sink.show(&Status {
             id: self.id,
             label: self.label.clone(),
             done: self.done.load(Ordering::Relaxed),
             total: self.total,
             unit: self.unit,
-            note: state.0.clone(),
+            note: state.note.clone(),
+            work: state.work,
+            curve: state.curve.clone(),
             elapsed: self.start.elapsed(),
             finished,
         });
@@ -204,7 +306,11 @@ impl Sink for Terminal {
             bar
         });
         bar.set_position(status.done);
-        bar.set_message(status.note.clone());
+        let speed = status.work.map(|(work, unit)| {
+            format!("{:.0} {unit}/s", work as f64 / status.elapsed.as_secs_f64().max(1e-9))
+        });
+        let parts = [Some(status.note.clone()).filter(|note| !note.is_empty()), speed];
+        bar.set_message(parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
         if status.finished {
             bar.abandon();
             bars.remove(&status.id);
@@ -227,20 +333,55 @@ impl Sink for Lines {
             return;
         }
         last.insert(status.id, now);
-        let total = if status.total > 0 { format!("/{}", status.total) } else { String::new() };
-        let left = status.left().filter(|_| !status.finished);
-        let left = left.map_or(String::new(), |d| format!(", {:.0} s left", d.as_secs_f64()));
-        let note = if status.note.is_empty() { String::new() } else { format!(", {}", status.note) };
-        eprintln!(
-            "{}: {}{total} {}, {:.1} s, {:.1}/s{left}{note}",
-            status.label,
-            status.done,
-            status.unit,
-            status.elapsed.as_secs_f64(),
-            status.rate()
-        );
+        eprintln!("{} ({})", status.summary(), status.pace());
         if status.finished {
             last.remove(&status.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Keep(Mutex<Vec<Status>>);
+
+    impl Sink for Keep {
+        fn show(&self, status: &Status) {
+            self.0.lock().unwrap().push(status.clone());
+        }
+    }
+
+    /// A task whose observations are kept; the process's own sink stays as it is.
+    fn task(total: u64) -> (Progress, Arc<Keep>) {
+        let keep = Arc::new(Keep::default());
+        (Progress::shown_by(keep.clone(), "training", total, "steps"), keep)
+    }
+
+    #[test]
+    fn what_is_said_at_the_end_tells_no_time() {
+        let (progress, keep) = task(3);
+        progress.note("loss 1.25");
+        progress.work(700, "tokens");
+        progress.work(800, "tokens");
+        progress.done.store(3, Ordering::Relaxed);
+        drop(progress);
+        let last = keep.0.lock().unwrap().pop().unwrap();
+        assert!(last.finished);
+        assert_eq!(last.summary(), "training: 3/3 steps, loss 1.25");
+        let status = Status { elapsed: Duration::from_secs(2), done: 2, finished: false, ..last };
+        assert_eq!(status.pace(), "2.0 s, 1.0/s, 750 tokens/s, 1 s left");
+    }
+
+    #[test]
+    fn a_long_curve_keeps_its_shape_in_few_points() {
+        let points = (0..100_000).map(|step| (f64::from(step), 1.0 / f64::from(step + 1)));
+        let curve = Curve::of("step", "loss", points);
+        assert!((Curve::POINTS..2 * Curve::POINTS).contains(&curve.points.len()), "{}", curve.points.len());
+        let gaps: Vec<f64> = curve.points.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        assert!(gaps.iter().all(|gap| *gap == gaps[0]), "evenly spaced");
+        assert_eq!(curve.points[0], (0.0, 1.0));
+        assert!(curve.points.last().unwrap().0 > 99_000.0);
     }
 }

@@ -14,5 +14,5 @@ mod progress;
 mod screen;
 mod values;
 
-pub use progress::{Bars, live_progress};
+pub use progress::{Bars, PROGRESS_CLASS};
 pub use screen::{Rich, Screen, set_screen, show};

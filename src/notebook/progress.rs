@@ -4,119 +4,206 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::screen::{Rich, screen};
-use crate::progress::{Sink, Status, set_sink};
-use crate::report::escape;
+use super::screen::{Rich, Screen};
+use crate::progress::{Curve, Sink, Status};
+use crate::report::{LineChart, escape};
 
 /// Work shorter than this shows no progress at all.
 const PATIENCE: Duration = Duration::from_millis(700);
-/// Pause between two lines where a bar cannot be updated.
-const LINE: Duration = Duration::from_secs(5);
+/// Pause between two pictures of a curve, which are larger than bars.
+const PICTURE: Duration = Duration::from_millis(500);
+/// Class of the element around a bar; by it a comparison of outputs knows that whether a bar appears at all
+/// depends on the machine's speed.
+pub const PROGRESS_CLASS: &str = "cluescope-progress";
 
-/// Shows the progress of all library calls below the running cell from now on: a bar that moves where the
-/// front end can replace output, otherwise a line every few seconds.
-pub fn live_progress() {
-    set_sink(Arc::new(Bars::default()));
-}
-
-/// Progress bars in a notebook.
-#[derive(Debug, Default)]
+/// Progress bars on a screen that can replace what it shows.
+///
+/// One display serves a task and everything that runs inside it: while a quiz is part of an experiment, its bar
+/// stands below the experiment's and goes when it is finished. What stays at the end tells no time.
 pub struct Bars {
-    shown: Mutex<BTreeMap<u64, Shown>>,
+    screen: Arc<dyn Screen>,
+    state: Mutex<State>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Shown {
-    /// As a bar that can be replaced.
-    Bar,
-    /// As lines, the last one then.
-    Lines(Duration),
+#[derive(Default)]
+struct State {
+    /// Running tasks, the outermost first: it began first.
+    tasks: BTreeMap<u64, Status>,
+    /// The outermost task whose display is on the screen.
+    shown: Option<u64>,
+    /// When the curve was drawn last, in the outermost task's time.
+    drawn: Option<Duration>,
+}
+
+impl std::fmt::Debug for Bars {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bars").finish_non_exhaustive()
+    }
+}
+
+impl Bars {
+    /// Bars on `screen`.
+    pub fn on(screen: Arc<dyn Screen>) -> Self {
+        Bars { screen, state: Mutex::default() }
+    }
 }
 
 impl Sink for Bars {
     fn show(&self, status: &Status) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        if status.elapsed < PATIENCE && !shown.contains_key(&status.id) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.tasks.insert(status.id, status.clone());
+        let Some(outer) = state.tasks.values().next().cloned() else { return };
+        if status.finished {
+            state.tasks.remove(&status.id);
+        }
+        let over = status.finished && status.id == outer.id;
+        let begun = state.shown == Some(outer.id);
+        if !begun && (over || outer.elapsed < PATIENCE) {
             return;
         }
-        let screen = screen();
-        let id = format!("cluescope-progress-{}-{}", std::process::id(), status.id);
-        match shown.get(&status.id).copied() {
-            None => {
-                screen.show(&rich(status), Some(&id));
-                // Whether it can be replaced shows with the first attempt.
-                let state =
-                    if screen.update(&rich(status), &id) { Shown::Bar } else { Shown::Lines(status.elapsed) };
-                shown.insert(status.id, state);
-            }
-            Some(Shown::Bar) => {
-                screen.update(&rich(status), &id);
-            }
-            Some(Shown::Lines(last)) if status.finished || status.elapsed >= last + LINE => {
-                println!("{}", line(status));
-                shown.insert(status.id, Shown::Lines(status.elapsed));
-            }
-            Some(Shown::Lines(_)) => {}
+        let inner: Vec<&Status> = state.tasks.values().filter(|task| task.id != outer.id).collect();
+        let curve = std::iter::once(&outer)
+            .chain(inner.iter().copied().filter(|_| !over))
+            .filter_map(|task| task.curve.as_ref())
+            .rfind(|curve| curve.points.len() > 1);
+        let due = over || state.drawn.is_none_or(|drawn| outer.elapsed >= drawn + PICTURE);
+        if curve.is_some() && !due {
+            return;
         }
-        if status.finished {
-            shown.remove(&status.id);
+        let rich = if over { rich(&outer, &[], curve) } else { rich(&outer, &inner, curve) };
+        let id = format!("{PROGRESS_CLASS}-{}-{}", std::process::id(), outer.id);
+        if begun {
+            self.screen.update(&rich, &id);
+        } else {
+            self.screen.show(&rich, Some(&id));
         }
+        state.drawn = (!over).then_some(outer.elapsed);
+        state.shown = (!over).then_some(outer.id);
     }
 }
 
 /// A status in words.
 fn line(status: &Status) -> String {
-    let total = if status.total > 0 { format!("/{}", status.total) } else { String::new() };
-    let left = status.left().filter(|_| !status.finished);
-    let left = left.map_or(String::new(), |d| format!(", {:.0} s left", d.as_secs_f64()));
-    let note = if status.note.is_empty() { String::new() } else { format!(", {}", status.note) };
-    format!(
-        "{}: {}{total} {}, {:.1} s, {:.1}/s{left}{note}",
-        status.label,
-        status.done,
-        status.unit,
-        status.elapsed.as_secs_f64(),
-        status.rate()
-    )
+    if status.finished { status.summary() } else { format!("{} ({})", status.summary(), status.pace()) }
 }
 
-fn rich(status: &Status) -> Rich {
-    let text = line(status);
+/// The outermost task, those inside it that take long, and a curve.
+fn rich(outer: &Status, inner: &[&Status], curve: Option<&Curve>) -> Rich {
+    let tasks = || std::iter::once(outer).chain(inner.iter().copied().filter(|t| t.elapsed >= PATIENCE));
+    let text: Vec<String> = tasks().map(line).collect();
+    let bars: String = tasks().map(bar).collect();
+    let chart = curve.and_then(|curve| {
+        let chart = LineChart::new(outer.label.clone())
+            .x_label(curve.x_label)
+            .y_label(curve.y_label)
+            .size(560, 280)
+            .line(curve.y_label, curve.points.iter().copied());
+        // Without a finite value there is nothing to draw yet.
+        chart.svg().ok()
+    });
+    let html = format!(
+        "<div class=\"{PROGRESS_CLASS}\" style=\"font:14px system-ui,sans-serif\">{bars}{}</div>",
+        chart.unwrap_or_default()
+    );
+    Rich::html(html).text(text.join("\n"))
+}
+
+fn bar(status: &Status) -> String {
     let bar = match (status.total, status.finished) {
-        (0, false) => "<progress style=\"width:18rem\"></progress>".to_string(),
+        (0, false) => "<progress style=\"width:18rem\"></progress> ".to_string(),
         (0, true) => String::new(),
         (total, _) => {
-            format!(
-                "<progress max=\"{total}\" value=\"{}\" style=\"width:18rem\"></progress>",
-                status.done.min(total)
-            )
+            let done = status.done.min(total);
+            format!("<progress max=\"{total}\" value=\"{done}\" style=\"width:18rem\"></progress> ")
         }
     };
-    let html =
-        format!("<div style=\"font:14px system-ui,sans-serif\"><label>{bar} {}</label></div>", escape(&text));
-    Rich::html(html).text(text)
+    format!("<div><label>{bar}{}</label></div>", escape(&line(status)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_status_is_a_line_and_a_bar() {
-        let mut status = Status {
-            id: 1,
-            label: "attention of <m>".into(),
-            done: 50,
+    #[derive(Default)]
+    struct Keep(Mutex<Vec<(&'static str, String, String)>>);
+
+    impl Screen for Keep {
+        fn show(&self, rich: &Rich, id: Option<&str>) {
+            self.0.lock().unwrap().push(("show", id.unwrap().into(), rich.forms[1].1.clone()));
+        }
+        fn update(&self, rich: &Rich, id: &str) {
+            self.0.lock().unwrap().push(("update", id.into(), rich.forms[1].1.clone()));
+        }
+    }
+
+    fn status(id: u64, label: &str, done: u64, millis: u64) -> Status {
+        Status {
+            id,
+            label: label.into(),
+            done,
             total: 200,
             unit: "tokens",
             note: String::new(),
-            elapsed: Duration::from_secs(10),
+            work: None,
+            curve: None,
+            elapsed: Duration::from_millis(millis),
             finished: false,
-        };
-        assert_eq!(line(&status), "attention of <m>: 50/200 tokens, 10.0 s, 5.0/s, 30 s left");
-        let html = &rich(&status).forms[1].1;
-        assert!(html.contains("max=\"200\" value=\"50\"") && html.contains("&lt;m&gt;"), "{html}");
+        }
+    }
+
+    fn last(mut status: Status) -> Status {
         status.finished = true;
-        assert!(!line(&status).contains("left"));
+        status
+    }
+
+    #[test]
+    fn one_display_for_a_task_and_what_runs_inside_it() {
+        let keep = Arc::new(Keep::default());
+        let bars = Bars::on(keep.clone());
+        bars.show(&status(1, "grid <of> cells", 0, 0));
+        bars.show(&status(2, "attention", 10, 800));
+        assert!(keep.0.lock().unwrap().is_empty(), "the outer task is too young");
+        bars.show(&status(1, "grid <of> cells", 50, 1000));
+        bars.show(&status(2, "attention", 20, 1000));
+        bars.show(&last(status(2, "attention", 200, 1200)));
+        bars.show(&last(status(1, "grid <of> cells", 200, 10_000)));
+        let shown = std::mem::take(&mut *keep.0.lock().unwrap());
+        let kinds: Vec<&str> = shown.iter().map(|(kind, ..)| *kind).collect();
+        assert_eq!(kinds, ["show", "update", "update", "update"]);
+        assert!(shown.iter().all(|(_, id, _)| *id == shown[0].1));
+        assert!(shown[0].2.contains("max=\"200\" value=\"50\"") && shown[0].2.contains("&lt;of&gt;"));
+        assert!(shown[1].2.contains("attention: 20/200 tokens") && shown[1].2.contains(" s left"));
+        assert!(!shown[2].2.contains("attention"), "{}", shown[2].2);
+        assert!(shown[3].2.contains("grid &lt;of&gt; cells: 200/200 tokens</label>"), "{}", shown[3].2);
+    }
+
+    #[test]
+    fn short_work_shows_nothing_and_leaves_nothing() {
+        let keep = Arc::new(Keep::default());
+        let bars = Bars::on(keep.clone());
+        for id in 1..4 {
+            bars.show(&status(id, "short", 0, 0));
+            bars.show(&last(status(id, "short", 200, 600)));
+        }
+        assert!(keep.0.lock().unwrap().is_empty());
+        assert!(bars.state.lock().unwrap().tasks.is_empty());
+    }
+
+    #[test]
+    fn a_curve_grows_with_its_bar_and_stays() {
+        let keep = Arc::new(Keep::default());
+        let bars = Bars::on(keep.clone());
+        let at = |points: u64, millis: u64| {
+            let curve = Curve::of("step", "loss", (1..=points).map(|x| (x as f64, 1.0 / x as f64)));
+            Status { curve: Some(curve), ..status(1, "training", points, millis) }
+        };
+        bars.show(&at(3, 800));
+        bars.show(&at(4, 900));
+        bars.show(&at(9, 1400));
+        bars.show(&last(at(10, 1450)));
+        let shown = std::mem::take(&mut *keep.0.lock().unwrap());
+        assert_eq!(shown.len(), 3, "the second came too soon after the first");
+        assert!(shown.iter().all(|(.., html)| html.contains("<svg") && html.contains("step")));
+        assert!(shown[2].2.contains("training: 10/200 tokens</label>"));
     }
 }

@@ -28,8 +28,8 @@ pub trait Screen: Send + Sync {
     /// Shows a value below the running cell; with an `id`, [`Screen::update`] may replace it.
     fn show(&self, rich: &Rich, id: Option<&str>);
 
-    /// Replaces what was shown under `id`; false where that is not possible.
-    fn update(&self, rich: &Rich, id: &str) -> bool;
+    /// Replaces what was shown under `id`.
+    fn update(&self, rich: &Rich, id: &str);
 }
 
 static SCREEN: RwLock<Option<Arc<dyn Screen>>> = RwLock::new(None);
@@ -40,14 +40,10 @@ pub fn set_screen(screen: Arc<dyn Screen>) {
     *SCREEN.write().unwrap_or_else(PoisonError::into_inner) = Some(screen);
 }
 
-pub(super) fn screen() -> Arc<dyn Screen> {
-    let set = SCREEN.read().unwrap_or_else(PoisonError::into_inner).clone();
-    set.unwrap_or_else(|| Arc::new(Evcxr))
-}
-
 /// Shows a value below the running cell.
 pub fn show(rich: &Rich) {
-    screen().show(rich, None);
+    let set = SCREEN.read().unwrap_or_else(PoisonError::into_inner).clone();
+    set.unwrap_or_else(|| Arc::new(Evcxr)).show(rich, None);
 }
 
 /// The evcxr kernel: blocks between marker lines on standard output.
@@ -60,8 +56,9 @@ impl Screen for Evcxr {
         let _ = out.write_all(blocks(rich).as_bytes()).and_then(|()| out.flush());
     }
 
-    fn update(&self, _rich: &Rich, _id: &str) -> bool {
-        false
+    fn update(&self, rich: &Rich, _id: &str) {
+        // This kernel can only add.
+        self.show(rich, None);
     }
 }
 

@@ -9,6 +9,7 @@ use super::batch::next_token_targets;
 use super::optimizer::{AdamW, AdamWConfig, clip_factor, global_norm};
 use crate::error::{Error, Result};
 use crate::model::{Batch, Model, TrainPass};
+use crate::progress::check_interrupt;
 use crate::random::Stream;
 
 /// What one optimiser step did.
@@ -138,7 +139,10 @@ impl Engine {
     }
 
     fn accumulate(&self, loss: &Tensor, gradients: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        let mut found = loss.backward()?;
+        let found = loss.backward();
+        // What stopped the pass comes out as candle's error; an interrupt is told apart here.
+        check_interrupt()?;
+        let mut found = found?;
         for (name, variable) in self.model.trainable() {
             // A cut graph trains nothing and says nothing; so it is looked for at every step.
             let Some(gradient) = found.remove(variable) else {

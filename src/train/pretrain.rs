@@ -338,9 +338,12 @@ fn train(
     };
     let progress = Progress::start(format!("pretraining {}", recipe.name), recipe.steps as u64, "steps");
     progress.advance(history.steps.len() as u64)?;
-    let start = Instant::now();
+    let curve = |record: &StepRecord| {
+        progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
+    };
+    history.steps.iter().for_each(curve);
     let mut saved = Instant::now();
-    let (mut tokens, mut smooth) = (0, None);
+    let mut smooth = None;
     let probe = lessons.probe(tokenizer, PROBE_TEXTS)?;
     let mut answers = String::new();
     for step in history.steps.len() + 1..=recipe.steps {
@@ -357,24 +360,25 @@ fn train(
         }
         let learning_rate = rate.at(step - 1);
         let outcome = engine.step(&[pass], step, learning_rate)?;
-        tokens += outcome.tokens;
         let mean = smooth.map_or(outcome.loss, |mean: f64| mean + 0.05 * (outcome.loss - mean));
         smooth = Some(mean);
-        history.steps.push(StepRecord {
+        let record = StepRecord {
             step,
             epoch: step as f64 / recipe.steps as f64,
             loss: outcome.loss,
             learning_rate,
             grad_norm: outcome.grad_norm,
             tokens: outcome.tokens,
-        });
-        let speed = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
+        };
+        progress.work(record.tokens as u64, "tokens");
+        curve(&record);
+        history.steps.push(record);
         if step % PROBE_STEPS == 0 || step == recipe.steps {
             let loss = probe_loss(&engine.model, &probe)?;
             history.probes.push((step, loss));
             answers = format!(", answers {loss:.3}");
         }
-        progress.note(format!("loss {mean:.3}{answers}, rate {learning_rate:.2e}, {speed:.0} tokens/s"));
+        progress.note(format!("loss {mean:.3}{answers}, rate {learning_rate:.2e}"));
         if saved.elapsed() > SAVE_EVERY {
             save(engine, history)?;
             saved = Instant::now();

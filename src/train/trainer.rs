@@ -202,8 +202,10 @@ impl Plan {
             Progress::start(format!("fine-tuning {}", engine.model.name()), self.total as u64, "steps");
         progress.advance(history.steps.len() as u64)?;
         let rate = self.settings.rate(self.total);
-        let start = std::time::Instant::now();
-        let mut tokens = 0;
+        let curve = |record: &StepRecord| {
+            progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
+        };
+        history.steps.iter().for_each(curve);
         let mut step = 0;
         for epoch in 0.. {
             let planned = self.epoch(examples, epoch);
@@ -219,18 +221,18 @@ impl Plan {
                 let passes: Vec<Pass> = batches.iter().map(|batch| pass(examples, batch)).collect();
                 let learning_rate = rate.at(step - 1);
                 let outcome = engine.step(&passes, step, learning_rate)?;
-                tokens += outcome.tokens;
-                history.steps.push(StepRecord {
+                let record = StepRecord {
                     step,
                     epoch: epoch as f64 + (index + 1) as f64 / in_epoch as f64,
                     loss: outcome.loss,
                     learning_rate,
                     grad_norm: outcome.grad_norm,
                     tokens: outcome.tokens,
-                });
-                let speed = tokens as f64 / start.elapsed().as_secs_f64().max(1e-9);
-                progress
-                    .note(format!("loss {:.4}, rate {learning_rate:.2e}, {speed:.0} tokens/s", outcome.loss));
+                };
+                progress.work(record.tokens as u64, "tokens");
+                progress.note(format!("loss {:.4}, rate {learning_rate:.2e}", record.loss));
+                curve(&record);
+                history.steps.push(record);
                 if let Some(folder) = &finetune.checkpoint {
                     let due = match finetune.save_steps {
                         0 => index + 1 == in_epoch,
