@@ -15,6 +15,7 @@ use super::linear::Linear;
 use super::parameters::{Block, Decoder, NormWeights};
 use super::rope::Rope;
 use crate::error::Result;
+use crate::progress::check_interrupt;
 
 struct Graph<'a> {
     decoder: &'a Decoder,
@@ -134,6 +135,7 @@ impl<'a> Graph<'a> {
             x = x.reshape((b, t, c.hidden_size))?.broadcast_add(&table)?.reshape((b * t, c.hidden_size))?;
         }
         for (layer, block) in self.decoder.blocks.iter().enumerate() {
+            check_interrupt()?;
             let last = stop == Some(layer);
             let attention = self.attention(&x, layer, block, gather.as_deref_mut(), last)?;
             let Some(attention) = attention else { return Ok(None) };

@@ -17,6 +17,7 @@ use super::scratch::{Pool, add, for_rows};
 use super::simd::vectorized;
 use super::{Matrix, WeightSource, init};
 use crate::error::{Error, Result};
+use crate::progress::check_interrupt;
 
 /// A linear layer. A tensor that is a candle variable is trained, all others are frozen.
 #[derive(Debug, Clone)]
@@ -281,7 +282,11 @@ impl Linear {
     ///
     /// # Shapes
     /// x `[n, in]`, y `[n, out]`.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]: all long work on the CPU passes here, so one look is enough for all of it.
     pub(super) fn forward(&self, x: &[f32], y: &mut [f32], accumulate: bool, work: &Work) -> Result<()> {
+        check_interrupt()?;
         let n = x.len() / self.cols;
         self.weight.for_groups(self.rows, self.cols, &work.pool, |first, group| {
             let count = group.len() / self.cols;
@@ -345,6 +350,7 @@ impl Linear {
         gradients: &mut Gradients,
         work: &Work,
     ) -> Result<()> {
+        check_interrupt()?;
         let n = dy.len() / self.rows;
         let (out, inn) = (self.rows, self.cols);
         if let Some(dx) = dx.as_deref_mut() {
