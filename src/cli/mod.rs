@@ -47,17 +47,19 @@ enum Command {
 /// Runs the command; 0 on success, 1 on an error, 2 on wrong usage, 130 when interrupted.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = listen_for_interrupts() {
-        eprintln!("warning: Ctrl-C will stop at once, without saving the work in progress: {error}");
+    let command = cli.command.unwrap_or(Command::Reproduce(reproduce::Args::default()));
+    // Jupyter listens by itself, and `run` has something to do while there is only one thread.
+    if !matches!(command, Command::Lab(_) | Command::Run(_)) {
+        listen_for_interrupts();
     }
-    let result = match cli.command.unwrap_or(Command::Reproduce(reproduce::Args::default())) {
+    let result = match command {
         Command::Reproduce(args) => reproduce::run(&args),
         Command::Biographies(args) => biographies::run(&args),
         Command::Attend(args) => attend::run(&args),
         Command::Contrast(args) => contrast::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Lab(args) => notebooks::lab(&args),
-        Command::Run(args) => notebooks::run(&args),
+        Command::Run(args) => notebooks::run(&args, listen_for_interrupts),
         Command::Kernel(command) => notebooks::kernel(&command),
         Command::Doctor => notebooks::doctor(),
     };
@@ -88,9 +90,15 @@ fn message(error: &anyhow::Error) -> String {
 
 /// The first Ctrl-C asks the library to stop where its work can be taken up again; the second leaves at once.
 #[cfg(unix)]
-fn listen_for_interrupts() -> std::io::Result<()> {
+fn listen_for_interrupts() {
     use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = match signal_hook::iterator::Signals::new([SIGINT, SIGTERM]) {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("warning: Ctrl-C will stop at once, without saving the work in progress: {error}");
+            return;
+        }
+    };
     std::thread::spawn(move || {
         for (count, _) in signals.forever().enumerate() {
             if count > 0 {
@@ -100,14 +108,11 @@ fn listen_for_interrupts() -> std::io::Result<()> {
             eprintln!("\nstopping; press Ctrl-C again to leave at once");
         }
     });
-    Ok(())
 }
 
 /// Elsewhere Ctrl-C ends the process; what is finished lies on disk all the same.
 #[cfg(not(unix))]
-fn listen_for_interrupts() -> std::io::Result<()> {
-    Ok(())
-}
+fn listen_for_interrupts() {}
 
 /// Limits the library's threads.
 fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {

@@ -25,7 +25,8 @@ pub(crate) struct RunArgs {
     /// Sets NAME to the Rust expression VALUE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
     parameters: Vec<(String, String)>,
-    /// Write nothing; fail when an output differs from the one in the file
+    /// Write nothing; fail when an output differs from the one in the file, by as much as the cell's tag allows: exact,
+    /// tolerance, tolerance=0.01 or interval
     #[arg(long)]
     check: bool,
 }
@@ -33,7 +34,7 @@ pub(crate) struct RunArgs {
 /// What to do with the kernel's registration.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum KernelCommand {
-    /// Register the kernel "Rust (cluescope)" with Jupyter
+    /// Register the kernel "Rust (cluescope)" with Jupyter, and build the library for notebooks when it is due
     Install {
         /// A virtual environment instead of the user's Jupyter
         #[arg(long)]
@@ -78,18 +79,22 @@ mod commands {
         Ok(kernel::lab(&args.notebooks, &args.jupyter, &mut say)?)
     }
 
-    pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    /// `listen` begins to listen for Ctrl-C; cells' environment is set before, while there is one thread.
+    pub(crate) fn run(args: &RunArgs, listen: fn()) -> anyhow::Result<()> {
+        let workplace = kernel::Workplace::prepare()?;
+        listen();
         let options = kernel::RunOptions {
             out: args.out.clone(),
             parameters: args.parameters.clone(),
             check: args.check,
         };
-        Ok(kernel::run_notebooks(&args.notebooks, &options, &mut say)?)
+        Ok(kernel::run_notebooks(&workplace, &args.notebooks, &options, &mut say)?)
     }
 
     pub(crate) fn kernel(command: &KernelCommand) -> anyhow::Result<()> {
         match command {
             KernelCommand::Install { prefix } => {
+                kernel::Prelude::find_or_build(&kernel::Toolchain::find()?, &mut say)?;
                 println!("{}", kernel::install(prefix.as_deref())?.display());
             }
             KernelCommand::Uninstall { prefix } => {
@@ -153,7 +158,7 @@ mod commands {
         hand_over(args)
     }
 
-    pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    pub(crate) fn run(args: &RunArgs, _listen: fn()) -> anyhow::Result<()> {
         hand_over(args)
     }
 

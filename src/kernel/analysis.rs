@@ -1,4 +1,4 @@
-//! Completions that know the library and its crates. They need rust-analyzer with real sources,
+//! Completions and documentation that know the library and its crates. They need rust-analyzer with real sources,
 //! which takes seconds to load and some hundred megabytes; so it lives in a second engine that no
 //! cell waits for, started when the first completion is asked for. Until it is ready, and where
 //! the sources are not on this machine, the session's own engine answers.
@@ -22,8 +22,8 @@ pub(super) const METADATA: &str = "analysis.json";
 pub(super) const MARK: &str = "with-sources";
 /// Stands for the engine's folder within the metadata.
 pub(super) const FOLDER: &str = "@FOLDER@";
-/// An answer later than this is of no use to someone who types.
-const LIMIT: Duration = Duration::from_secs(10);
+/// An answer later than this is of no use to someone who types, and the next cell waits for it.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// Metadata of a package that depends on this one and its direct dependencies, cut down to those
 /// and their close relatives: every crate more makes the first answer slower.
@@ -88,7 +88,12 @@ pub(super) fn metadata(full: &Value) -> Value {
     })
 }
 
-type Question = (String, usize, Sender<Option<(Vec<String>, usize, usize)>>);
+/// What is asked about a byte position of a text.
+enum Question {
+    Complete(String, usize, Sender<Option<(Vec<String>, usize, usize)>>),
+    /// Plain text and HTML.
+    Hover(String, usize, Sender<Option<(String, String)>>),
+}
 
 /// The second engine.
 #[derive(Debug)]
@@ -128,13 +133,20 @@ impl Analysis {
             // The first question of all resolves the names of every crate; let no one wait for it.
             let _ = engine.completions("let v = vec![1]; v.le", 21);
             now_ready.store(true, Ordering::Relaxed);
-            for (code, position, reply) in receive {
-                let found = engine.completions(&code, position).ok().map(|found| {
-                    let names = found.completions.into_iter().map(|c| c.code).collect();
-                    (names, found.start_offset, found.end_offset)
-                });
+            for question in receive {
                 // Whoever asked may have given up waiting.
-                let _ = reply.send(found);
+                match question {
+                    Question::Complete(code, position, reply) => {
+                        let found = engine.completions(&code, position).ok().map(|found| {
+                            let names = found.completions.into_iter().map(|c| c.code).collect();
+                            (names, found.start_offset, found.end_offset)
+                        });
+                        let _ = reply.send(found);
+                    }
+                    Question::Hover(code, position, reply) => {
+                        let _ = reply.send(engine.hover_at(&code, position).ok());
+                    }
+                }
             }
         });
         Ok(Analysis { questions, ready })
@@ -155,9 +167,18 @@ impl Analysis {
     ) -> Option<(Vec<String>, usize, usize)> {
         let (reply, answer) = channel();
         let whole = format!("{before}{code}");
-        self.questions.send((whole, before.len() + position, reply)).ok()?;
+        self.questions.send(Question::Complete(whole, before.len() + position, reply)).ok()?;
         let (names, start, end) = answer.recv_timeout(LIMIT).ok()??;
         Some((names, start.checked_sub(before.len())?, end.checked_sub(before.len())?))
+    }
+
+    /// Documentation, plain and as HTML, of what stands before byte `position` of `code`, which stands
+    /// after `before`.
+    pub(super) fn hover(&self, before: &str, code: &str, position: usize) -> Option<(String, String)> {
+        let (reply, answer) = channel();
+        let question = Question::Hover(format!("{before}{code}"), before.len() + position, reply);
+        self.questions.send(question).ok()?;
+        answer.recv_timeout(LIMIT).ok()?
     }
 }
 

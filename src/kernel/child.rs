@@ -12,13 +12,13 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::progress;
+use crate::notebook::{Bars, Rich, Screen, set_screen};
+use crate::progress::{self, Sink, Status};
 
 /// Environment variable with the path of the kernel's socket.
 pub const SOCKET_VARIABLE: &str = "CLUESCOPE_KERNEL_SOCKET";
@@ -55,10 +55,60 @@ pub fn clear_output(wait: bool) {
 /// Asks the person at the notebook for a line of text. Empty when nobody can answer.
 pub fn input(prompt: &str, password: bool) -> String {
     record(&json!({ "input": prompt, "password": password }));
+    // Looked at again and again, so that an interrupt is heard while nobody answers.
+    let mut answer = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid structure, and its number.
+    while unsafe { libc::poll(&mut answer, 1, 100) } <= 0 {
+        if progress::check_interrupt().is_err() {
+            return String::new();
+        }
+    }
     let mut line = String::new();
     match std::io::stdin().read_line(&mut line) {
         Ok(_) => line.trim_end_matches(['\r', '\n']).to_owned(),
         Err(_) => String::new(),
+    }
+}
+
+/// The notebook as the library's rich output sees it.
+struct NotebookScreen;
+
+impl Screen for NotebookScreen {
+    fn show(&self, rich: &Rich, id: Option<&str>) {
+        display(&bundle(rich), id);
+    }
+
+    fn update(&self, rich: &Rich, id: &str) {
+        update_display(&bundle(rich), id);
+    }
+}
+
+fn bundle(rich: &Rich) -> Value {
+    let forms = rich.forms.iter().map(|(mime, content)| (mime.clone(), Value::from(content.as_str())));
+    Value::Object(Map::from_iter(forms))
+}
+
+/// Bars, and word to the kernel of whether the library is at work: then an interrupt will be heard,
+/// and is given longer.
+struct NotebookProgress {
+    bars: Bars,
+    tasks: Mutex<std::collections::BTreeSet<u64>>,
+}
+
+impl Sink for NotebookProgress {
+    fn show(&self, status: &Status) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = tasks.is_empty();
+        if status.finished {
+            tasks.remove(&status.id)
+        } else {
+            tasks.insert(status.id)
+        };
+        if tasks.is_empty() != idle {
+            record(&json!({ "working": idle }));
+        }
+        drop(tasks);
+        self.bars.show(status);
     }
 }
 
@@ -71,9 +121,33 @@ pub fn user_error(name: &str, message: &str) {
 
 /// Shows a cell's last expression as text; called by the code around every cell.
 #[doc(hidden)]
-pub fn text_result(type_name: &str, text: &str) {
-    if type_name != "()" {
-        display(&json!({ "text/plain": text }), None);
+pub fn text_result(type_name: &str, value: &dyn std::fmt::Debug) {
+    if type_name == "()" {
+        return;
+    }
+    let mut text = Limited(String::new());
+    // Failing is how the limit stops a value that would go on.
+    let whole = std::fmt::Write::write_fmt(&mut text, format_args!("{value:?}")).is_ok();
+    let mut text = text.0;
+    if !whole {
+        text.push_str(" \u{2026} [the rest of this value is not shown]");
+    }
+    display(&json!({ "text/plain": text }), None);
+}
+
+/// Text up to a length that a notebook can bear; a vector of ten million numbers is one expression too.
+struct Limited(String);
+
+impl std::fmt::Write for Limited {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        const LIMIT: usize = 256 * 1024;
+        let left = LIMIT - self.0.len();
+        if text.len() <= left {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        self.0.push_str(&text[..text.floor_char_boundary(left)]);
+        Err(std::fmt::Error)
     }
 }
 
@@ -129,12 +203,16 @@ fn serve() -> std::io::Result<()> {
             replace(stream.into_raw_fd(), descriptor)?;
         }
         CONNECTED.store(true, Ordering::Relaxed);
+        let screen = Arc::new(NotebookScreen);
+        set_screen(screen.clone());
+        progress::set_sink(Arc::new(NotebookProgress { bars: Bars::on(screen), tasks: Mutex::default() }));
     } else {
         let nothing = std::fs::File::open("/dev/null")?;
         replace(nothing.into_raw_fd(), 0)?;
     }
     on_interrupt();
     on_panic();
+    go_with_the_kernel();
     for line in BufReader::new(std::fs::File::from(commands)).lines() {
         let line = line?;
         let mut words = line.split(' ');
@@ -233,6 +311,18 @@ fn on_interrupt() {
         // A group of its own: programs started by cells can be stopped with it, and Ctrl-C in the
         // terminal of the kernel does not reach it directly.
         libc::setpgid(0, 0);
+    }
+}
+
+/// Ends this process with its kernel, however that ends, even in the middle of a cell; and offers it
+/// first when memory runs out, for the kernel survives it and can say what happened.
+fn go_with_the_kernel() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: a system call about this process alone.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // Where this is not allowed, it stays as it was.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "800");
     }
 }
 

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::analysis;
 use super::prelude::{Prelude, Toolchain, link_arguments};
+use super::program;
 use super::types;
 use crate::error::{Error, Result};
 use crate::files;
@@ -88,7 +89,7 @@ pub(super) fn install(
     toolchain: &Toolchain,
     extra: &Path,
 ) -> Result<Vec<(String, Option<OsString>)>> {
-    let exe = std::env::current_exe().map_err(Error::io("this program"))?;
+    let exe = program::kept()?;
     let bin = folder.join("bin");
     std::fs::create_dir_all(&bin).map_err(Error::io(&bin))?;
     for role in ["cargo", "rustup", "rustc"] {
@@ -200,7 +201,7 @@ fn request(prelude: &Prelude) -> Result<Request> {
 fn build() -> Result<i32> {
     let prelude = Prelude::open(variable(PRELUDE)?)?;
     let request = request(&prelude)?;
-    let extra = extra_crates(&request)?;
+    let extra = extra_crates(&prelude, &request)?;
     let source = files::read_text("src/lib.rs")?;
     let folder = Path::new("target/cell");
     let out_file = folder.join(format!("libctx.{}", std::env::consts::DLL_EXTENSION));
@@ -226,7 +227,7 @@ fn build() -> Result<i32> {
 fn check() -> Result<i32> {
     let prelude = Prelude::open(variable(PRELUDE)?)?;
     let request = request(&prelude)?;
-    let extra = extra_crates(&request)?;
+    let extra = extra_crates(&prelude, &request)?;
     let source = files::read_text("src/lib.rs")?;
     let folder = Path::new("target/cell");
     let mut command = compile(&prelude, &extra, folder, &types::probe_source(&source))?;
@@ -310,7 +311,7 @@ const SHOW: &str = r#"
 trait CluescopeShow { fn evcxr_display(&self); }
 impl<T: ::std::fmt::Debug + ?Sized> CluescopeShow for T {
     fn evcxr_display(&self) {
-        ::cluescope::kernel::child::text_result(::std::any::type_name::<T>(), &::std::format!("{:?}", self))
+        ::cluescope::kernel::child::text_result(::std::any::type_name::<T>(), &self)
     }
 }
 "#;
@@ -351,15 +352,15 @@ fn real_cargo() -> Result<Command> {
     Ok(command)
 }
 
-fn extra_crates(request: &Request) -> Result<Extra> {
+fn extra_crates(prelude: &Prelude, request: &Request) -> Result<Extra> {
     if request.dependencies.is_empty() {
         return Ok(Extra::default());
     }
     let mut lines = request.dependencies.clone();
     lines.sort();
     let shared = variable(EXTRA)?;
-    let rustc = variable(RUSTC)?;
-    let key = content_hash(lines.iter().cloned().chain([rustc.display().to_string()]));
+    // Crates of one compiler are of no use to another, whatever its path.
+    let key = content_hash(lines.iter().cloned().chain([prelude.compiler.clone()]));
     let folder = shared.join(&key);
     let known = folder.join("crates.json");
     if let Ok(text) = std::fs::read_to_string(&known)

@@ -7,6 +7,11 @@ const RED: &str = "\u{1b}[1;31m";
 const BLUE: &str = "\u{1b}[34m";
 const PLAIN: &str = "\u{1b}[0m";
 
+/// Text for places that show no colours.
+pub(super) fn without_colours(text: &str) -> String {
+    [RED, BLUE, PLAIN].iter().fold(text.to_owned(), |text, colour| text.replace(colour, ""))
+}
+
 /// All compiler messages of a cell. `code` is the cell as the user wrote it.
 pub(super) fn compilation(errors: &[evcxr::CompilationError], code: &str) -> CellError {
     let lines: Vec<&str> = code.lines().collect();

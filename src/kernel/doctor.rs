@@ -75,6 +75,7 @@ pub fn doctor() -> Vec<Check> {
     }];
     if let Ok(tools) = &toolchain {
         checks.push(linker(tools));
+        checks.push(sources(tools));
     }
     checks.push(library(toolchain.as_ref().ok()));
     checks.push(disk());
@@ -138,9 +139,30 @@ fn linker(tools: &Toolchain) -> Check {
     }
 }
 
+/// The standard library's source, by which completions know its names.
+fn sources(tools: &Toolchain) -> Check {
+    let out = Command::new(&tools.rustc).args(["--print", "sysroot"]).output();
+    let root = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default();
+    let folder = Path::new(&root).join("lib/rustlib/src/rust/library");
+    if folder.is_dir() {
+        return check("rust-src", State::Good, folder.display().to_string(), "");
+    }
+    check(
+        "rust-src",
+        State::Limited,
+        "the standard library's source is not installed; completions do not know its names",
+        "rustup component add rust-src",
+    )
+}
+
 fn library(tools: Option<&Toolchain>) -> Check {
     let Some(tools) = tools else {
-        return check("library", State::Missing, "cannot be looked for without a compiler", "");
+        return check(
+            "library",
+            State::Missing,
+            "cannot be looked for without a compiler",
+            "install the compiler first",
+        );
     };
     match Prelude::find(tools) {
         Ok(Some(found)) => check("library", State::Good, found.folder.display().to_string(), ""),
@@ -150,7 +172,7 @@ fn library(tools: Option<&Toolchain>) -> Check {
             "the prebuilt library is missing or stale; the next kernel builds it",
             "cluescope kernel install",
         ),
-        Err(error) => check("library", State::Missing, error.to_string(), ""),
+        Err(error) => check("library", State::Missing, error.to_string(), "cluescope kernel install"),
     }
 }
 

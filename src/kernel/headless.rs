@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jupyter_protocol::{ExecuteRequest, JupyterMessage};
 use serde_json::{Map, Value, json};
 
+use super::compare::compare;
+use super::diagnostics;
+use super::kernelspec;
 use super::output::{self, Begin, Item, Publish};
 use super::prelude::Prelude;
-use super::session::{CellError, Session, Sink, Workplace};
+use super::session::{CellError, GRACE, Session, Sink, Workplace};
 use super::stream::Event;
 use super::syntax;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress::check_interrupt;
 
 /// How to run notebooks.
 #[derive(Debug, Clone, Default)]
@@ -23,18 +27,24 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// `NAME` and `VALUE`, a Rust expression: set after the cell tagged `parameters`, or first.
     pub parameters: Vec<(String, String)>,
-    /// Write nothing; fail when an output differs from the one in the file.
+    /// Write nothing; fail when an output differs from the one in the file, by as much as the
+    /// cell's tag allows: `exact` (as without a tag), `tolerance`, `tolerance=0.01`, `interval`.
     pub check: bool,
 }
 
 /// Runs each of `notebooks` in a fresh engine. `say` gets a line for every notebook and for the
-/// build of the library, where one is due. Call before other threads start.
+/// build of the library, where one is due.
 ///
 /// # Errors
 /// [`Error::Stopped`] with the cell and its message at the first failing cell, or with the first
-/// difference; the notebook as far as it got is still written.
-pub fn run_notebooks(notebooks: &[PathBuf], options: &RunOptions, say: &mut dyn FnMut(&str)) -> Result<()> {
-    let workplace = Workplace::prepare()?;
+/// difference; the notebook as far as it got is still written. [`Error::Interrupted`] after
+/// [`crate::progress::interrupt`].
+pub fn run_notebooks(
+    workplace: &Workplace,
+    notebooks: &[PathBuf],
+    options: &RunOptions,
+    say: &mut dyn FnMut(&str),
+) -> Result<()> {
     let prelude = Prelude::find_or_build(workplace.toolchain(), say)?;
     for path in notebooks {
         let start = std::time::Instant::now();
@@ -42,7 +52,8 @@ pub fn run_notebooks(notebooks: &[PathBuf], options: &RunOptions, say: &mut dyn 
             .map_err(|e| Error::format(path, format!("line {}", e.line()), format!("not a notebook: {e}")))?;
         let before = notebook.clone();
         set_parameters(&mut notebook, &options.parameters);
-        let outcome = execute(&workplace, &prelude, &mut notebook, path);
+        name_kernel(&mut notebook);
+        let outcome = execute(workplace, &prelude, &mut notebook, path);
         if !options.check {
             let target = match &options.out {
                 Some(folder) => folder.join(path.file_name().unwrap_or_default()),
@@ -74,10 +85,14 @@ fn set_parameters(notebook: &mut Value, parameters: &[(String, String)]) {
         return;
     }
     let source: String = parameters.iter().map(|(name, value)| format!("let {name} = {value};\n")).collect();
-    let cell = json!({
-        "cell_type": "code", "execution_count": null, "id": "injected-parameters",
+    let mut cell = json!({
+        "cell_type": "code", "execution_count": null,
         "metadata": { "tags": ["injected-parameters"] }, "outputs": [], "source": lines(&source)
     });
+    // Formats before 4.5 know no ids, and readers refuse them.
+    if notebook["nbformat_minor"].as_u64() >= Some(5) {
+        cell["id"] = "injected-parameters".into();
+    }
     if let Some(cells) = notebook["cells"].as_array_mut() {
         cells.retain(|c| !has_tag(c, "injected-parameters"));
         let at = cells.iter().position(|c| has_tag(c, "parameters")).map_or(0, |at| at + 1);
@@ -85,12 +100,24 @@ fn set_parameters(notebook: &mut Value, parameters: &[(String, String)]) {
     }
 }
 
-fn has_tag(cell: &Value, tag: &str) -> bool {
+/// A notebook without a kernel gets this one, as Jupyter would write it.
+fn name_kernel(notebook: &mut Value) {
+    if notebook["metadata"]["kernelspec"].is_null() {
+        notebook["metadata"]["kernelspec"] =
+            json!({ "display_name": kernelspec::TITLE, "language": "rust", "name": kernelspec::NAME });
+        notebook["metadata"]["language_info"] = json!({
+            "codemirror_mode": "rust", "file_extension": ".rs", "mimetype": "text/rust", "name": "rust",
+            "pygments_lexer": "rust", "version": env!("CARGO_PKG_RUST_VERSION")
+        });
+    }
+}
+
+pub(super) fn has_tag(cell: &Value, tag: &str) -> bool {
     cell["metadata"]["tags"].as_array().is_some_and(|tags| tags.iter().any(|t| t == tag))
 }
 
 /// Source and text outputs are lists of lines in files, or one string.
-fn joined(value: &Value) -> String {
+pub(super) fn joined(value: &Value) -> String {
     match value {
         Value::Array(lines) => lines.iter().filter_map(|l| l.as_str()).collect(),
         other => other.as_str().unwrap_or_default().to_owned(),
@@ -115,7 +142,7 @@ impl Publish for Collect {
 
     fn ask(&self, _message: JupyterMessage) {}
 
-    fn no_answer(&self) {}
+    fn no_answer(&self, _request: &JupyterMessage) {}
 }
 
 fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path: &Path) -> Result<usize> {
@@ -135,7 +162,19 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
         let _ = events.send(Item::Event(event));
     });
     let mut session = Session::start(workplace, prelude.clone(), sink)?;
-    *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.handle());
+    let handle = session.handle();
+    *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
+    let alive = Arc::new(());
+    let running = Arc::downgrade(&alive);
+    std::thread::spawn(move || {
+        // Ctrl-C reaches this process alone; the cell is told from here, until the notebook ends.
+        while running.strong_count() > 0 {
+            if check_interrupt().is_err() {
+                handle.interrupt(GRACE);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    });
     let mut count = 0;
     let mut outputs: Vec<Vec<Value>> = Vec::new();
     let mut places: Vec<(String, usize, usize)> = Vec::new();
@@ -161,7 +200,8 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
         }
         if let Err(error) = outcome {
             let CellError { ename, evalue, traceback } = error;
-            let text = format!("{}: cell {count} failed\n{}", path.display(), traceback.join("\n"));
+            let text = diagnostics::without_colours(&traceback.join("\n"));
+            let text = format!("{}: cell {count} failed\n{text}", path.display());
             let shown =
                 json!({ "output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback });
             if let Some(last) = outputs.last_mut() {
@@ -177,6 +217,8 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
     for (cell, outputs) in cells.iter_mut().filter(|c| is_code(c)).zip(outputs) {
         cell["outputs"] = outputs.into();
     }
+    drop(alive);
+    check_interrupt()?;
     match failure {
         Some(text) => Err(Error::Stopped(text)),
         None => Ok(count),
@@ -260,49 +302,6 @@ fn split(data: &Value) -> Value {
     Value::Object(Map::from_iter(entries))
 }
 
-/// Compares what a reader sees: values, displays, standard output and errors; not the standard
-/// error stream, where times and progress go.
-fn compare(before: &Value, after: &Value, path: &Path) -> Result<()> {
-    let seen = |notebook: &Value| -> Vec<Vec<Value>> {
-        let cells = notebook["cells"].as_array().into_iter().flatten();
-        let code = cells.filter(|c| c["cell_type"] == "code" && !has_tag(c, "injected-parameters"));
-        code.map(|c| {
-            let outputs = c["outputs"].as_array().into_iter().flatten();
-            outputs
-                .filter(|o| o["name"] != "stderr")
-                .map(|o| match o["output_type"].as_str() {
-                    Some("stream") => joined(&o["text"]).into(),
-                    Some("error") => json!([o["ename"], o["evalue"]]),
-                    _ => split(&Value::Object(Map::from_iter(
-                        o["data"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), whole(v))),
-                    ))),
-                })
-                .collect()
-        })
-        .collect()
-    };
-    for (index, (old, new)) in seen(before).iter().zip(seen(after)).enumerate() {
-        if *old != new {
-            let show = |outputs: &[Value]| serde_json::to_string_pretty(outputs).unwrap_or_default();
-            return Err(Error::Stopped(format!(
-                "{}: code cell {} shows something else now\n--- in the file\n{}\n--- now\n{}",
-                path.display(),
-                index + 1,
-                show(old),
-                show(&new)
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn whole(value: &Value) -> Value {
-    match value {
-        Value::Array(parts) if parts.iter().all(|p| p.is_string()) => joined(value).into(),
-        other => other.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,25 +333,12 @@ mod tests {
         for _ in 0..2 {
             set_parameters(&mut notebook, &[("n".into(), "5".into())]);
         }
+        assert_eq!(notebook["cells"][2]["id"], Value::Null);
+        notebook["nbformat_minor"] = 5.into();
+        set_parameters(&mut notebook, &[("n".into(), "5".into())]);
+        assert_eq!(notebook["cells"][2]["id"], "injected-parameters");
         let cells = notebook["cells"].as_array().unwrap();
         assert_eq!(cells.len(), 4);
         assert_eq!(joined(&cells[2]["source"]), "let n = 5;\n");
-    }
-
-    #[test]
-    fn differences_are_found_and_standard_error_is_not_one() {
-        let notebook = |out: &str, err: &str| {
-            json!({ "cells": [{ "cell_type": "code", "source": "1", "outputs": [
-                { "output_type": "stream", "name": "stderr", "text": err },
-                { "output_type": "execute_result", "data": { "text/plain": out } }
-            ] }] })
-        };
-        let path = Path::new("a.ipynb");
-        assert!(compare(&notebook("1", "0.1 s"), &notebook("1", "0.2 s"), path).is_ok());
-        let split_up = json!({ "cells": [{ "cell_type": "code", "source": "1", "outputs": [
-            { "output_type": "execute_result", "data": { "text/plain": ["1"] } }] }] });
-        assert!(compare(&notebook("1", ""), &split_up, path).is_ok());
-        let error = compare(&notebook("1", ""), &notebook("2", ""), path).unwrap_err().to_string();
-        assert!(error.contains("code cell 1"), "{error}");
     }
 }

@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::program;
 use crate::error::{Error, Result};
 use crate::files;
 
-const NAME: &str = "cluescope";
+/// Jupyter's name for the kernel.
+pub(super) const NAME: &str = "cluescope";
+/// The name people see.
+pub(super) const TITLE: &str = "Rust (cluescope)";
 
 /// What is installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,14 +46,20 @@ fn folder(prefix: Option<&Path>) -> Result<PathBuf> {
     Ok(data.join("kernels").join(NAME))
 }
 
-/// Registers this program, at its present place, as the kernel "Rust (cluescope)". Returns the
-/// kernelspec's folder.
+/// Registers this program as the kernel "Rust (cluescope)": at its present place when it is
+/// installed there, as a copy in the kernelspec's folder when cargo built it and may replace it.
+/// Returns that folder.
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be written.
 pub fn install(prefix: Option<&Path>) -> Result<PathBuf> {
     let folder = folder(prefix)?;
-    let program = std::env::current_exe().map_err(Error::io("this program"))?;
+    let mut program = program::this()?;
+    if program::is_built_here(&program) {
+        let copy = folder.join("cluescope");
+        program::copy(&program, &copy)?;
+        program = copy;
+    }
     let path = folder.join("kernel.json");
     files::write_atomic(&path, |out| {
         serde_json::to_writer_pretty(out, &spec(&program)).map_err(|e| Error::Stopped(e.to_string()))
@@ -60,7 +70,7 @@ pub fn install(prefix: Option<&Path>) -> Result<PathBuf> {
 fn spec(program: &Path) -> Value {
     json!({
         "argv": [program, "kernel", "serve", "{connection_file}"],
-        "display_name": "Rust (cluescope)",
+        "display_name": TITLE,
         "language": "rust",
         // A signal would reach this program, not the process that runs cells.
         "interrupt_mode": "message",
@@ -110,7 +120,8 @@ mod tests {
         let folder = install(Some(place.path())).unwrap();
         assert!(folder.ends_with("share/jupyter/kernels/cluescope"));
         let found = installed(Some(place.path())).unwrap().unwrap();
-        assert!(found.works && found.program == std::env::current_exe().unwrap());
+        // The test's own program lies in a build folder.
+        assert!(found.works && found.program == folder.join("cluescope"), "{found:?}");
         assert!(uninstall(Some(place.path())).unwrap());
         assert!(!uninstall(Some(place.path())).unwrap());
     }

@@ -1,5 +1,6 @@
 //! Opens JupyterLab on a folder of notebooks, with this kernel registered.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -44,7 +45,7 @@ fn run(command: &mut Command, mend: &str) -> Result<()> {
 }
 
 /// Builds the library for notebooks when it is due, registers the kernel, and runs JupyterLab on
-/// `notebooks` until it is closed. `arguments` go to JupyterLab.
+/// `notebooks` in the place of this process. `arguments` go to JupyterLab. Returns only when it fails.
 ///
 /// # Errors
 /// [`Error::Stopped`] naming the step that failed and what to do.
@@ -63,5 +64,7 @@ pub fn lab(notebooks: &Path, arguments: &[String], say: &mut dyn FnMut(&str)) ->
     };
     let spec = kernelspec::install(None)?;
     say(&format!("kernel \"Rust (cluescope)\" registered in {}", spec.display()));
-    run(Command::new(&jupyter).arg("lab").arg(notebooks).args(arguments), "see JupyterLab's message above")
+    // In this process's place, so that Ctrl-C and closing mean what they mean to JupyterLab.
+    let error = Command::new(&jupyter).arg("lab").arg(notebooks).args(arguments).exec();
+    Err(Error::io(&jupyter)(error))
 }

@@ -13,7 +13,9 @@
 //! | `output` | from a cell's events to Jupyter's messages |
 //! | `server` | the five sockets |
 //! | `headless` | runs notebooks without Python |
+//! | `compare` | whether a notebook shows the same as before |
 //! | `kernelspec`, `lab`, `doctor` | registering, opening, looking for what is missing |
+//! | `program` | copies of this program that a later build leaves alone |
 //!
 //! All but `child` need the cargo feature `kernel`. Cells run on Linux; macOS is written for and
 //! untested; on Windows the kernel runs in WSL.
@@ -23,6 +25,8 @@ pub mod child;
 
 #[cfg(all(unix, feature = "kernel"))]
 mod analysis;
+#[cfg(all(unix, feature = "kernel"))]
+mod compare;
 #[cfg(all(unix, feature = "kernel"))]
 mod compiler;
 #[cfg(all(unix, feature = "kernel"))]
@@ -39,6 +43,8 @@ mod lab;
 mod output;
 #[cfg(all(unix, feature = "kernel"))]
 mod prelude;
+#[cfg(all(unix, feature = "kernel"))]
+mod program;
 #[cfg(all(unix, feature = "kernel"))]
 mod server;
 #[cfg(all(unix, feature = "kernel"))]

@@ -30,8 +30,8 @@ pub(super) trait Publish: Send {
     fn publish(&self, message: JupyterMessage);
     /// A question to whoever sent the running request.
     fn ask(&self, message: JupyterMessage);
-    /// Nobody can be asked.
-    fn no_answer(&self);
+    /// Nobody can be asked: `request` came from a front end without answers.
+    fn no_answer(&self, request: &JupyterMessage);
 }
 
 /// What the output thread is told.
@@ -167,10 +167,10 @@ impl Running {
                 if self.begin.may_ask {
                     out.ask(JupyterMessage::new(InputRequest { prompt, password }, Some(&self.begin.parent)));
                 } else {
-                    out.no_answer();
+                    out.no_answer(&self.begin.parent);
                 }
             }
-            Event::Failed(..) | Event::Panicked(..) | Event::Done(..) => {}
+            Event::Failed(..) | Event::Panicked(..) | Event::Working(_) | Event::Done(..) => {}
         }
     }
 
@@ -248,7 +248,7 @@ mod tests {
         fn ask(&self, message: JupyterMessage) {
             self.publish(message);
         }
-        fn no_answer(&self) {}
+        fn no_answer(&self, _: &JupyterMessage) {}
     }
 
     fn show(has_result: bool, events: Vec<Event>) -> Vec<Value> {

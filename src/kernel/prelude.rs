@@ -184,7 +184,16 @@ impl Prelude {
 
     fn shipped(toolchain: &Toolchain) -> Result<Option<Self>> {
         if let Some(folder) = std::env::var_os(PRELUDE_VARIABLE) {
-            return Self::open(PathBuf::from(folder)).map(Some);
+            let prelude = Self::open(PathBuf::from(folder))?;
+            let version = toolchain.version()?;
+            if prelude.compiler != version {
+                return Err(Error::Stopped(format!(
+                    "{PRELUDE_VARIABLE}: {} was made by {}, but {version} is in use; unset the variable, or install that compiler",
+                    prelude.folder.display(),
+                    prelude.compiler
+                )));
+            }
+            return Ok(Some(prelude));
         }
         let beside =
             std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("lib/cluescope")));
@@ -203,24 +212,59 @@ impl Prelude {
     /// when the crate is not part of the prelude.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when it is here in another version: its types would exist twice.
-    pub fn provides(&self, package: &str, requirement: Option<&str>) -> Result<bool> {
-        let name = package.replace('-', "_");
+    /// [`Error::Stopped`] when it is here in another version, from another place or without a feature
+    /// asked for: its types would exist twice.
+    pub(super) fn provides(&self, wanted: &Dependency<'_>) -> Result<bool> {
+        let name = wanted.package.replace('-', "_");
         let Some(carried) = self.crates.get(&name) else { return Ok(false) };
-        if package.replace('-', "_") == "cluescope"
-            || requirement.is_none_or(|r| accepts(r, &carried.version))
-        {
+        if name == "cluescope" {
             return Ok(true);
         }
+        let lacking: Vec<&str> =
+            wanted.features.iter().copied().filter(|f| !carried.features.contains(*f)).collect();
+        let other = if let Some(version) = wanted.requirement.filter(|r| !accepts(r, &carried.version)) {
+            format!("version {version}")
+        } else if wanted.elsewhere {
+            "a copy from another place".to_owned()
+        } else if !lacking.is_empty() {
+            format!("a copy with the feature {}", lacking.join(", "))
+        } else {
+            return Ok(true);
+        };
         Err(Error::Stopped(format!(
-            "{} {} is part of cluescope's notebooks; version {} would make every one of its types exist twice. \
-             Leave the :dep line out, or ask for {}",
+            "{} {} is part of cluescope's notebooks; {other} would make every one of its types exist twice. \
+             Leave the :dep line out, or ask for {} with features among: {}",
             carried.package,
             carried.version,
-            requirement.unwrap_or("*"),
-            carried.version
+            carried.version,
+            carried.features.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
         )))
     }
+
+    /// Marks the prelude as in use for as long as the result lives; nobody tidies it away then.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when its list cannot be opened.
+    pub(super) fn hold(&self) -> Result<std::fs::File> {
+        let path = self.folder.join(MANIFEST);
+        let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
+        // A file system without locks keeps what it has.
+        let _ = file.try_lock_shared();
+        Ok(file)
+    }
+}
+
+/// What a `:dep` line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Dependency<'a> {
+    /// Package name.
+    pub(super) package: &'a str,
+    /// Version requirement.
+    pub(super) requirement: Option<&'a str>,
+    /// Features by name.
+    pub(super) features: Vec<&'a str>,
+    /// From a folder or a repository instead of the registry.
+    pub(super) elsewhere: bool,
 }
 
 /// Whether cargo would accept `version` for `requirement`: caret, tilde, `=`, `>=` and `*`.
@@ -290,7 +334,8 @@ fn key(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Result<String
     for path in files {
         // Only the library matters; the kernel and the commands may change beside it.
         let relative = path.strip_prefix(source).unwrap_or(&path);
-        let kernel = relative.starts_with("src/kernel") && !relative.ends_with("child.rs");
+        let kernel = relative.starts_with("src/kernel")
+            && !["child.rs", "mod.rs"].iter().any(|name| relative.ends_with(name));
         if kernel || relative.starts_with("src/cli") || relative == Path::new("src/main.rs") {
             continue;
         }
@@ -309,6 +354,10 @@ fn key(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Result<String
 fn cargo(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Command {
     let mut command = Command::new(&toolchain.cargo);
     compiler::as_before(&mut command);
+    // Where this program was built, the dependencies are; elsewhere all would be compiled again.
+    if let (None, Some(target)) = (std::env::var_os("CARGO_TARGET_DIR"), option_env!("CARGO_TARGET_DIR")) {
+        command.env("CARGO_TARGET_DIR", target);
+    }
     command.current_dir(source).env("RUSTC", &toolchain.rustc).args(["rustc", "--release", "--lib"]);
     if !features.is_empty() {
         command.args(["--features", &features.join(",")]);
@@ -504,7 +553,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).map(|_| ()).map_err(Error::io(from))
 }
 
-/// Keeps the three newest preludes: other sessions may still run on the two before this one.
+/// Keeps the three newest preludes, and those that a session uses.
 fn forget_old(parent: &Path, current: &Path) {
     let mut found: Vec<_> = std::fs::read_dir(parent)
         .into_iter()
@@ -516,8 +565,11 @@ fn forget_old(parent: &Path, current: &Path) {
     found.sort();
     let surplus = found.len().saturating_sub(2);
     for (_, folder) in found.into_iter().take(surplus) {
-        // Tidying up is no reason to fail.
-        let _ = std::fs::remove_dir_all(folder);
+        let free = std::fs::File::open(folder.join(MANIFEST)).is_ok_and(|file| file.try_lock().is_ok());
+        if free {
+            // Tidying up is no reason to fail.
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 
@@ -528,6 +580,61 @@ fn strings(value: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_here_is_not_taken_twice() {
+        let carried = Crate {
+            package: "polars".into(),
+            version: "0.55.2".into(),
+            file: "deps/libpolars.rlib".into(),
+            features: ["csv".to_owned(), "fmt".to_owned()].into(),
+        };
+        let prelude = Prelude {
+            folder: PathBuf::new(),
+            compiler: String::new(),
+            crates: [("polars".to_owned(), carried)].into(),
+        };
+        let wanted = |requirement, features: &[&'static str], elsewhere| Dependency {
+            package: "polars",
+            requirement,
+            features: features.to_vec(),
+            elsewhere,
+        };
+        assert!(prelude.provides(&wanted(Some("0.55"), &["csv"], false)).unwrap());
+        assert!(prelude.provides(&wanted(None, &[], false)).unwrap());
+        assert!(!prelude.provides(&Dependency { package: "regex", ..wanted(None, &[], false) }).unwrap());
+        for (wrong, word) in [
+            (wanted(Some("0.40"), &[], false), "version 0.40"),
+            (wanted(None, &["lazy", "csv"], false), "the feature lazy would"),
+            (wanted(None, &[], true), "from another place"),
+        ] {
+            let message = prelude.provides(&wrong).unwrap_err().to_string();
+            assert!(message.contains(word) && message.contains("exist twice"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_prelude_in_use_is_not_tidied_away() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c", "d", "e"] {
+            let folder = place.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join(MANIFEST), "").unwrap();
+        }
+        let all: Vec<std::fs::File> = ["a", "b", "c", "d"]
+            .iter()
+            .map(|name| {
+                let folder = place.path().join(name);
+                Prelude { folder, compiler: String::new(), crates: BTreeMap::new() }.hold().unwrap()
+            })
+            .collect();
+        let left = || std::fs::read_dir(place.path()).unwrap().count();
+        forget_old(place.path(), &place.path().join("e"));
+        assert_eq!(left(), 5);
+        drop(all);
+        forget_old(place.path(), &place.path().join("e"));
+        assert_eq!(left(), 3);
+    }
 
     #[test]
     fn requirements_as_cargo_reads_them() {

@@ -16,18 +16,20 @@ use jupyter_protocol::{
 };
 use jupyter_zmq_client as zmq;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::output::{self, Begin, Captured, Item, Publish};
 use super::prelude::Prelude;
-use super::session::{CellError, Handle, Session, Workplace};
+use super::session::{CellError, GRACE, Handle, Session, Workplace};
 use super::stream::{Event, Stream};
 use super::syntax;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Code that does not check for interrupts may run on this long.
-const GRACE: Duration = Duration::from_secs(4);
+/// Environment variable that allows addresses beyond this machine.
+const ANY_ADDRESS: &str = "CLUESCOPE_KERNEL_ANY_ADDRESS";
+/// A completion or documentation later than this is of no use to someone who types.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Cells kept for history requests.
 const HISTORY: usize = 10_000;
 
@@ -43,18 +45,46 @@ pub fn serve(connection_file: impl AsRef<Path>) -> Result<()> {
     if info.signature_scheme != "hmac-sha256" {
         return Err(Error::format(path, "signature_scheme", "only hmac-sha256 is supported"));
     }
+    check(path, &info)?;
     let workplace = Workplace::prepare()?;
+    let folder = workplace.folder().to_path_buf();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(Error::io("threads"))?;
-    runtime.block_on(Server::run(info, workplace))
+    let outcome = runtime.block_on(Server::run(info, workplace));
+    // The engine's thread may still hold it. What cannot be removed is by the next kernel.
+    let _ = std::fs::remove_dir_all(folder);
+    outcome
+}
+
+/// Refuses what would let strangers run code.
+fn check(path: &Path, info: &ConnectionInfo) -> Result<()> {
+    if info.key.is_empty() {
+        let message =
+            "it is empty, so anyone could send code; start the kernel from Jupyter, which makes one";
+        return Err(Error::format(path, "key", message));
+    }
+    let local = info.ip == "localhost"
+        || info.ip.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        || info.transport != jupyter_protocol::Transport::TCP;
+    if !local && std::env::var_os(ANY_ADDRESS).is_none() {
+        return Err(Error::format(
+            path,
+            "ip",
+            format!(
+                "{} can be reached from other machines, and messages travel unencrypted; use 127.0.0.1, or set {ANY_ADDRESS}=1",
+                info.ip
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Work for the engine's thread.
 enum Job {
-    Execute { code: String, begin: Box<Begin>, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
+    Execute { code: String, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
     Complete { code: String, position: usize, reply: oneshot::Sender<(Vec<String>, usize, usize)> },
     Inspect { code: String, position: usize, reply: oneshot::Sender<Option<Map<String, Value>>> },
 }
@@ -65,6 +95,8 @@ struct Outlets {
     public: mpsc::Sender<JupyterMessage>,
     questions: mpsc::Sender<JupyterMessage>,
     handle: Arc<OnceLock<Handle>>,
+    /// An interrupt while the engine is not ready: the waiting cell is given up.
+    given_up: Arc<Notify>,
 }
 
 impl Publish for Outlets {
@@ -77,8 +109,9 @@ impl Publish for Outlets {
         let _ = self.questions.blocking_send(message);
     }
 
-    fn no_answer(&self) {
-        self.publish_note("this frontend cannot answer questions; the cell reads an empty line\n");
+    fn no_answer(&self, request: &JupyterMessage) {
+        let note = "this frontend cannot answer questions; the cell reads an empty line\n";
+        self.publish(JupyterMessage::new(jupyter_protocol::StreamContent::stderr(note), Some(request)));
         if let Some(handle) = self.handle.get() {
             handle.answer("");
         }
@@ -86,8 +119,12 @@ impl Publish for Outlets {
 }
 
 impl Outlets {
-    fn publish_note(&self, text: &str) {
-        self.publish(JupyterMessage::new(jupyter_protocol::StreamContent::stderr(text), None));
+    /// Does not wait for the cell to end.
+    fn interrupt(&self) {
+        match self.handle.get().cloned() {
+            Some(handle) => drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE))),
+            None => self.given_up.notify_waiters(),
+        }
     }
 }
 
@@ -95,6 +132,7 @@ struct Server {
     shell: zmq::RouterSendConnection,
     outlets: Outlets,
     jobs: Sender<Job>,
+    items: SyncSender<Item>,
     count: usize,
     history: VecDeque<(usize, String, Option<String>)>,
 }
@@ -152,19 +190,25 @@ impl Server {
                 }
             }
         });
-        let outlets = Outlets { public: public_send, questions, handle };
+        let outlets = Outlets { public: public_send, questions, handle, given_up: Arc::default() };
         let starting = JupyterMessage::new(Status::starting(), None);
         let _ = outlets.public.send(starting).await;
-        let jobs = start_engine(workplace, outlets.clone());
+        let (jobs, items) = start_engine(workplace, outlets.clone());
         let (stop, mut stopped) = mpsc::channel::<()>(1);
         tokio::spawn(serve_control(control, outlets.clone(), stop));
 
         let (send, mut receive) = shell.split();
         let (queue, mut requests) = mpsc::unbounded_channel();
+        let interrupted = outlets.clone();
         tokio::spawn(async move {
             loop {
                 match receive.read().await {
                     Ok(message) => {
+                        // Belongs to the control channel, but old clients use this one; it must not
+                        // wait for the cell that it is to stop.
+                        if matches!(message.content, JupyterMessageContent::InterruptRequest(_)) {
+                            interrupted.interrupt();
+                        }
                         if queue.send(message).is_err() {
                             return;
                         }
@@ -174,7 +218,7 @@ impl Server {
                 }
             }
         });
-        let mut server = Server { shell: send, outlets, jobs, count: 0, history: VecDeque::new() };
+        let mut server = Server { shell: send, outlets, jobs, items, count: 0, history: VecDeque::new() };
         loop {
             tokio::select! {
                 request = requests.recv() => match request {
@@ -256,9 +300,9 @@ impl Server {
             JupyterMessageContent::KernelInfoRequest(_) => self.reply(kernel_info(), request).await,
             JupyterMessageContent::CompleteRequest(complete) => {
                 let position = byte_offset(&complete.code, complete.cursor_pos);
-                let (reply, answer) = oneshot::channel();
-                let _ = self.jobs.send(Job::Complete { code: complete.code.clone(), position, reply });
-                let (matches, start, end) = answer.await.unwrap_or((Vec::new(), position, position));
+                let found =
+                    self.quick(|reply| Job::Complete { code: complete.code.clone(), position, reply });
+                let (matches, start, end) = found.await.unwrap_or((Vec::new(), position, position));
                 let character = |byte: usize| {
                     complete.code.get(..byte).map_or(complete.cursor_pos, |t| t.chars().count())
                 };
@@ -272,9 +316,8 @@ impl Server {
             }
             JupyterMessageContent::InspectRequest(inspect) => {
                 let position = byte_offset(&inspect.code, inspect.cursor_pos);
-                let (reply, answer) = oneshot::channel();
-                let _ = self.jobs.send(Job::Inspect { code: inspect.code.clone(), position, reply });
-                let found = answer.await.ok().flatten();
+                let found = self.quick(|reply| Job::Inspect { code: inspect.code.clone(), position, reply });
+                let found = found.await.flatten();
                 let reply = InspectReply {
                     found: found.is_some(),
                     data: output::media(found.unwrap_or_default()),
@@ -299,7 +342,7 @@ impl Server {
                 // No targets are known; the protocol asks for a close.
                 self.public(CommClose { comm_id: open.comm_id.clone(), data: Map::new() }, request).await;
             }
-            // Shutdown and interrupt belong to the control channel, but old clients use this one.
+            // Belongs to the control channel, but old clients use this one.
             JupyterMessageContent::ShutdownRequest(shutdown) => {
                 self.reply(ShutdownReply { restart: shutdown.restart, ..ShutdownReply::default() }, request)
                     .await;
@@ -379,6 +422,15 @@ impl Server {
         (Some(reply), abort)
     }
 
+    /// An answer of the engine's thread that is of use only if it comes soon; while the engine still
+    /// starts there is none.
+    async fn quick<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
+        self.outlets.handle.get()?;
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(job(reply)).ok()?;
+        tokio::time::timeout(ANSWER, answer).await.ok()?.ok()
+    }
+
     /// Runs code on the engine's thread; `None` when the kernel is told to stop meanwhile.
     async fn job(
         &mut self,
@@ -386,8 +438,12 @@ impl Server {
         begin: Box<Begin>,
         stopped: &mut mpsc::Receiver<()>,
     ) -> Option<(Result<(), CellError>, Captured)> {
+        // Sent from here and not from the engine's thread, so that what the build of the library says
+        // is shown below the cell that waits for it. The channel may be full.
+        let items = self.items.clone();
+        let _ = tokio::task::spawn_blocking(move || items.send(Item::Begin(begin))).await;
         let (reply, answer) = oneshot::channel();
-        if self.jobs.send(Job::Execute { code: code.to_owned(), begin, reply }).is_err() {
+        if self.jobs.send(Job::Execute { code: code.to_owned(), reply }).is_err() {
             return Some((
                 Err(CellError::new("KernelError", "the engine is gone; restart the kernel")),
                 Captured::default(),
@@ -397,6 +453,10 @@ impl Server {
             outcome = answer => Some(outcome.unwrap_or_else(|_| {
                 (Err(CellError::new("KernelError", "the engine stopped; restart the kernel")), Captured::default())
             })),
+            _ = self.outlets.given_up.notified() => {
+                let message = "stopped before it ran: the notebook's engine is still being prepared, and that goes on";
+                Some((Err(CellError::new("Interrupted", message)), Captured::default()))
+            }
             _ = stopped.recv() => {
                 stopped.close();
                 None
@@ -463,9 +523,7 @@ async fn serve_control(mut control: zmq::KernelControlConnection, outlets: Outle
         let reply: Option<JupyterMessageContent> = match &request.content {
             JupyterMessageContent::KernelInfoRequest(_) => Some(kernel_info().into()),
             JupyterMessageContent::InterruptRequest(_) => {
-                if let Some(handle) = outlets.handle.get().cloned() {
-                    tokio::task::spawn_blocking(move || handle.interrupt(GRACE));
-                }
+                outlets.interrupt();
                 Some(InterruptReply::new().into())
             }
             JupyterMessageContent::ShutdownRequest(shutdown) => {
@@ -514,14 +572,15 @@ async fn finish(outlets: &Outlets) {
 }
 
 /// The engine's thread and the output's; both live as long as the kernel.
-fn start_engine(workplace: Workplace, outlets: Outlets) -> Sender<Job> {
+fn start_engine(workplace: Workplace, outlets: Outlets) -> (Sender<Job>, SyncSender<Item>) {
     // Bounded: a cell that prints without end waits for the notebook.
     let (items, items_receive) = sync_channel::<Item>(64);
     let (jobs, jobs_receive) = channel::<Job>();
     let out = outlets.clone();
     std::thread::spawn(move || output::run(&items_receive, &out));
+    let begins = items.clone();
     std::thread::spawn(move || engine(&workplace, &outlets, &items, &jobs_receive));
-    jobs
+    (jobs, begins)
 }
 
 fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jobs: &Receiver<Job>) {
@@ -538,8 +597,9 @@ fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jo
     }
     for job in jobs {
         match (job, session.as_mut()) {
-            (Job::Execute { code, begin, reply }, Ok(session)) => {
-                let _ = items.send(Item::Begin(begin));
+            // Given up while the engine was not ready.
+            (Job::Execute { reply, .. }, _) if reply.is_closed() => {}
+            (Job::Execute { code, reply }, Ok(session)) => {
                 let outcome = session.execute(&code);
                 if let Ok(said) = &outcome
                     && !said.is_empty()
@@ -549,8 +609,7 @@ fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jo
                 }
                 let _ = reply.send((outcome.map(|_| ()), end(items)));
             }
-            (Job::Execute { begin, reply, .. }, Err(error)) => {
-                let _ = items.send(Item::Begin(begin));
+            (Job::Execute { reply, .. }, Err(error)) => {
                 let captured = end(items);
                 let _ = reply.send((Err(CellError::new("KernelError", error.to_string())), captured));
             }

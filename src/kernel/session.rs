@@ -16,14 +16,23 @@ use super::analysis::Analysis;
 use super::child::SOCKET_VARIABLE;
 use super::compiler;
 use super::diagnostics;
-use super::prelude::{self, Prelude, Toolchain};
+use super::prelude::{self, Dependency, Prelude, Toolchain};
 use super::stream::{Event, Parser, Stream};
 use super::syntax;
 use super::types;
 use crate::error::{Error, Result};
 
+/// Library work hears an interrupt at its next check, a layer of the model at most; on a large model
+/// that may be many times the grace of other code.
+const LIBRARY: u32 = 15;
+
 /// Where the events of cells go. May block: then the cell that prints waits.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Code that does not check for interrupts may run on this long.
+pub(super) const GRACE: Duration = Duration::from_secs(4);
+const FOLDER: &str = "cluescope-kernel-";
+const LOCK: &str = "lock";
 
 /// Why a cell failed, as Jupyter shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +56,8 @@ impl CellError {
 #[derive(Debug)]
 pub struct Workplace {
     folder: tempfile::TempDir,
+    /// Locked: another kernel's tidying up then leaves the folder alone.
+    _lock: std::fs::File,
     toolchain: Toolchain,
     environment: Vec<(String, Option<std::ffi::OsString>)>,
 }
@@ -58,10 +69,14 @@ impl Workplace {
     /// When the toolchain is missing or the temporary folder cannot be written.
     pub fn prepare() -> Result<Self> {
         let toolchain = Toolchain::find()?;
-        let folder = tempfile::Builder::new()
-            .prefix("cluescope-kernel-")
-            .tempdir()
-            .map_err(Error::io("temporary folder"))?;
+        forget_dead(&std::env::temp_dir());
+        let folder =
+            tempfile::Builder::new().prefix(FOLDER).tempdir().map_err(Error::io("temporary folder"))?;
+        // Locked before it has its name, so that nobody finds it open.
+        let (lock_path, unnamed) = (folder.path().join(LOCK), folder.path().join("unnamed-lock"));
+        let lock = std::fs::File::create(&unnamed).map_err(Error::io(&unnamed))?;
+        lock.lock().map_err(Error::io(&unnamed))?;
+        std::fs::rename(&unnamed, &lock_path).map_err(Error::io(&lock_path))?;
         let extra = prelude::home()?.join("crates");
         let tools = folder.path().join("cargo-home");
         let mut environment = compiler::install(&tools, &folder.path().join("prelude"), &toolchain, &extra)?;
@@ -78,12 +93,31 @@ impl Workplace {
             // SAFETY: the caller promises that no other thread runs yet.
             unsafe { std::env::set_var(name, value) };
         }
-        Ok(Workplace { folder, toolchain, environment })
+        Ok(Workplace { folder, _lock: lock, toolchain, environment })
+    }
+
+    /// The private folder; it goes with this value, or with the next kernel that starts.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The toolchain in use.
     pub fn toolchain(&self) -> &Toolchain {
         &self.toolchain
+    }
+}
+
+/// Removes the folders of kernels that were killed: nobody holds their locks.
+fn forget_dead(temporary: &Path) {
+    for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(FOLDER) {
+            continue;
+        }
+        let dead = std::fs::File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        if dead {
+            // Someone else's folder stays.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -101,6 +135,8 @@ struct Shared {
     answers: Mutex<Option<UnixStream>>,
     interrupted: AtomicBool,
     replaced: AtomicBool,
+    /// The library is at work and will hear an interrupt.
+    working: AtomicBool,
     /// Number of the running cell; 0 between cells.
     running: AtomicU64,
 }
@@ -113,6 +149,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Session {
     engine: CommandContext,
     prelude: Prelude,
+    /// Keeps the prelude from being tidied away.
+    _in_use: std::fs::File,
     cell: PathBuf,
     shared: Arc<Shared>,
     handle: Handle,
@@ -157,7 +195,8 @@ impl Handle {
                 signal_group(group, libc::SIGTERM);
             }
             let child = i32::try_from(lock(&self.child).id()).unwrap_or(0);
-            if start.elapsed() > grace {
+            let library = self.shared.working.load(Ordering::SeqCst);
+            if start.elapsed() > if library { grace * LIBRARY } else { grace } {
                 self.shared.replaced.store(true, Ordering::SeqCst);
                 signal_group(child, libc::SIGKILL);
                 signal(child, libc::SIGKILL);
@@ -210,6 +249,7 @@ impl Session {
     /// # Errors
     /// When a file cannot be made or the first, empty cell does not run.
     pub fn start(workplace: &Workplace, prelude: Prelude, events: Sink) -> Result<Session> {
+        let in_use = prelude.hold()?;
         let folder = workplace.folder.path();
         let link = folder.join("prelude");
         if !link.exists() {
@@ -241,8 +281,18 @@ impl Session {
         };
         let configuration = folder.join("no-configuration");
         let (analysis, definitions) = (None, Vec::new());
-        let mut session =
-            Session { engine, prelude, cell, shared, handle, analysis, configuration, definitions, cells: 0 };
+        let mut session = Session {
+            engine,
+            prelude,
+            _in_use: in_use,
+            cell,
+            shared,
+            handle,
+            analysis,
+            configuration,
+            definitions,
+            cells: 0,
+        };
         // The first `?` of a session costs a second compilation; let it not be the user's.
         session
             .execute("Ok::<(), std::fmt::Error>(())?;")
@@ -263,6 +313,7 @@ impl Session {
     pub fn execute(&mut self, code: &str) -> Result<BTreeMap<String, String>, CellError> {
         self.shared.interrupted.store(false, Ordering::SeqCst);
         self.shared.replaced.store(false, Ordering::SeqCst);
+        self.shared.working.store(false, Ordering::SeqCst);
         self.cells += 1;
         self.shared.running.store(self.cells, Ordering::SeqCst);
         let outcome = self.prepare(code).and_then(|prepared| self.run(&prepared, code));
@@ -298,11 +349,11 @@ impl Session {
     fn without_provided(&self, code: &str) -> Result<String, CellError> {
         let mut text = String::with_capacity(code.len());
         for line in code.split_inclusive('\n') {
-            let Some((name, requirement)) = dependency(line) else {
+            let Some(wanted) = dependency(line) else {
                 text.push_str(line);
                 continue;
             };
-            match self.prelude.provides(name, requirement) {
+            match self.prelude.provides(&wanted) {
                 Ok(true) => text.push_str(if line.ends_with('\n') { "\n" } else { "" }),
                 Ok(false) => text.push_str(line),
                 Err(error) => return Err(CellError::new("Dependency", error.to_string())),
@@ -366,16 +417,9 @@ impl Session {
     /// The first call starts a second engine that knows the library's sources; until it is ready, a
     /// few seconds, only names of this notebook are found.
     pub fn complete(&mut self, code: &str, position: usize) -> (Vec<String>, usize, usize) {
-        let folder = self.cell.with_file_name("analysis");
-        let analysis = self
-            .analysis
-            .get_or_insert_with(|| Analysis::start(&self.prelude, &folder, &self.configuration).ok());
-        if let Some(analysis) = analysis.as_ref().filter(|a| a.is_ready()) {
-            let mut before: String = self.definitions.iter().flat_map(|item| [item.as_str(), "\n"]).collect();
-            for (name, type_name) in self.engine.variables_and_types() {
-                // A type and no value: this text is only analysed, never compiled or run.
-                before.push_str(&format!("let {name}: {type_name} = todo!();\n"));
-            }
+        self.start_analysis();
+        if let Some(analysis) = self.ready_analysis() {
+            let before = self.before();
             if let Some((mut names, start, end)) = analysis.complete(&before, code, position) {
                 names.sort();
                 names.dedup();
@@ -391,6 +435,26 @@ impl Session {
             }
             Err(_) => (Vec::new(), position, position),
         }
+    }
+
+    fn start_analysis(&mut self) {
+        let folder = self.cell.with_file_name("analysis");
+        self.analysis
+            .get_or_insert_with(|| Analysis::start(&self.prelude, &folder, &self.configuration).ok());
+    }
+
+    fn ready_analysis(&self) -> Option<&Analysis> {
+        self.analysis.as_ref()?.as_ref().filter(|analysis| analysis.is_ready())
+    }
+
+    /// The definitions and variables of earlier cells, as text to be analysed before a cell.
+    fn before(&self) -> String {
+        let mut before: String = self.definitions.iter().flat_map(|item| [item.as_str(), "\n"]).collect();
+        for (name, type_name) in self.engine.variables_and_types() {
+            // A type and no value: this text is only analysed, never compiled or run.
+            before.push_str(&format!("let {name}: {type_name} = todo!();\n"));
+        }
+        before
     }
 
     /// What is known about the name at byte `position`: its type when it is a variable, its
@@ -412,7 +476,12 @@ impl Session {
             data.insert("text/plain".into(), format!("{name}: {type_name}").into());
             return Some(data);
         }
-        let (plain, html) = self.engine.hover_at(code, end).ok()?;
+        self.start_analysis();
+        let found = self.ready_analysis().map(|analysis| analysis.hover(&self.before(), code, end));
+        let (plain, html) = match found {
+            Some(found) => found?,
+            None => self.engine.hover_at(code, end).ok()?,
+        };
         if plain.is_empty() || plain.starts_with("No documentation found") {
             return None;
         }
@@ -432,16 +501,26 @@ impl Session {
     }
 }
 
-/// Package and version requirement of a `:dep` line.
-fn dependency(line: &str) -> Option<(&str, Option<&str>)> {
+/// What a `:dep` line asks for.
+fn dependency(line: &str) -> Option<Dependency<'_>> {
     let rest = line.trim().strip_prefix(":dep ")?;
     let (name, config) = rest.split_once('=').map_or((rest, ""), |(n, c)| (n, c.trim()));
+    let value = |key: &str| {
+        let keys = config.match_indices(key);
+        // `default-features` is another key.
+        let own = keys.filter(|(at, _)| !config[..*at].ends_with('-'));
+        let mut after = own.map(|(at, _)| config[at + key.len()..].trim_start());
+        after.find_map(|after| after.strip_prefix('='))
+    };
     let requirement = if config.starts_with('"') {
         config.split('"').nth(1)
     } else {
-        config.split_once("version").and_then(|(_, after)| after.split('"').nth(1))
+        value("version").and_then(|v| v.split('"').nth(1))
     };
-    Some((name.trim(), requirement))
+    let features = value("features").and_then(|v| v.split(['[', ']']).nth(1));
+    let features = features.map_or(Vec::new(), |list| list.split('"').skip(1).step_by(2).collect());
+    let elsewhere = value("path").is_some() || value("git").is_some();
+    Some(Dependency { package: name.trim(), requirement, features, elsewhere })
 }
 
 /// Whether anything but commands, comments and blanks is there.
@@ -490,6 +569,7 @@ fn read(mut connection: UnixStream, stream: Stream, shared: Arc<Shared>, events:
                     lock(&shared.watch).done.insert(stream, cell);
                     shared.changed.notify_all();
                 }
+                Event::Working(working) => shared.working.store(working, Ordering::SeqCst),
                 Event::Failed(name, message) => watch.failed = Some(diagnostics::returned(&name, &message)),
                 Event::Panicked(message, place) => watch.failed = Some(diagnostics::panic(&message, &place)),
                 other => {
@@ -515,13 +595,20 @@ mod tests {
 
     #[test]
     fn dependency_lines() {
-        assert_eq!(dependency(":dep polars = \"0.55\""), Some(("polars", Some("0.55"))));
-        assert_eq!(dependency(":dep cluescope = { path = \"..\" }\n"), Some(("cluescope", None)));
+        let plain =
+            |package, requirement| Dependency { package, requirement, features: vec![], elsewhere: false };
+        assert_eq!(dependency(":dep polars = \"0.55\""), Some(plain("polars", Some("0.55"))));
         assert_eq!(
-            dependency(":dep a = { version = \"1.2\", features = [\"x\"] }"),
-            Some(("a", Some("1.2")))
+            dependency(":dep cluescope = { path = \"..\" }\n"),
+            Some(Dependency { elsewhere: true, ..plain("cluescope", None) })
         );
-        assert_eq!(dependency(":dep regex"), Some(("regex", None)));
+        assert_eq!(
+            dependency(
+                ":dep a-b = { version = \"1.2\", default-features = false, features = [\"x\", \"y\"] }"
+            ),
+            Some(Dependency { features: vec!["x", "y"], ..plain("a-b", Some("1.2")) })
+        );
+        assert_eq!(dependency(":dep regex"), Some(plain("regex", None)));
         assert_eq!(dependency("let x = 1;"), None);
     }
 

@@ -29,6 +29,8 @@ pub enum Event {
     Input(String, bool),
     /// An error returned by `?`: type and text.
     Failed(String, String),
+    /// Whether the library is at work, so that an interrupt will be heard.
+    Working(bool),
     /// A panic on the cell's thread: message and place.
     Panicked(String, String),
     /// Everything the cell wrote to this stream has arrived; the name of the cell's function.
@@ -39,55 +41,68 @@ const BEGIN: &str = "EVCXR_BEGIN_CONTENT ";
 const END: &str = "EVCXR_END_CONTENT";
 const INPUT: &str = "EVCXR_INPUT_REQUEST";
 const PASSWORD: &str = "EVCXR_INPUT_REQUEST_PASSWORD";
+/// A record or block longer than this is shown as the text it came as.
+const LONGEST: usize = 64 << 20;
+/// No name of a content type is longer.
+const MIME: usize = 256;
 
 /// Takes one stream apart.
 #[derive(Debug)]
 pub(super) struct Parser {
     stream: Stream,
     waiting: Vec<u8>,
+    /// Start of the first line within `waiting` that was not seen whole, so that a record arriving
+    /// in many pieces is read once.
+    line: usize,
 }
 
 impl Parser {
     /// A parser for `stream`.
     pub(super) fn new(stream: Stream) -> Self {
-        Parser { stream, waiting: Vec::new() }
+        Parser { stream, waiting: Vec::new(), line: 0 }
     }
 
     /// Hands every event completed by `bytes` to `out`. Memory: what is not complete yet, which for
     /// plain text is never more than a mark.
     pub(super) fn feed(&mut self, bytes: &[u8], out: &mut dyn FnMut(Event)) {
-        self.waiting.extend_from_slice(bytes);
-        let buffer = std::mem::take(&mut self.waiting);
+        let mut buffer = std::mem::take(&mut self.waiting);
+        let mut line = std::mem::take(&mut self.line);
+        buffer.extend_from_slice(bytes);
         let mut at = 0;
-        loop {
+        let keep = loop {
             let rest = &buffer[at..];
             let Some(mark) = find_mark(rest) else {
                 let keep = partial_mark(rest).max(partial_character(rest));
                 self.text(&rest[..rest.len() - keep], out);
-                self.waiting = rest[rest.len() - keep..].to_vec();
-                return;
+                break buffer.len() - keep;
             };
             self.text(&rest[..mark], out);
-            match parse_mark(&rest[mark..], self.stream) {
+            at += mark;
+            match parse_mark(&buffer[at..], line, self.stream) {
                 Mark::Event(event, length) => {
                     out(event);
-                    at += mark + length;
+                    at += length;
                 }
                 Mark::NotOne(length) => {
-                    self.text(&rest[mark..mark + length], out);
-                    at += mark + length;
+                    self.text(&buffer[at..at + length], out);
+                    at += length;
                 }
-                Mark::Incomplete => {
-                    self.waiting = rest[mark..].to_vec();
-                    return;
+                Mark::Incomplete(line) => {
+                    self.line = line;
+                    break at;
                 }
             }
-        }
+            line = 0;
+        };
+        // Nothing is copied while one long record arrives.
+        buffer.drain(..keep);
+        self.waiting = buffer;
     }
 
     /// Hands out what is left when the stream ended.
     pub(super) fn finish(&mut self, out: &mut dyn FnMut(Event)) {
         let rest = std::mem::take(&mut self.waiting);
+        self.line = 0;
         self.text(&rest, out);
     }
 
@@ -102,7 +117,8 @@ enum Mark {
     Event(Event, usize),
     /// Looks like a mark but is text of this length.
     NotOne(usize),
-    Incomplete,
+    /// More must arrive; from here on no line was seen whole.
+    Incomplete(usize),
 }
 
 fn find_mark(bytes: &[u8]) -> Option<usize> {
@@ -144,35 +160,80 @@ fn partial_character(bytes: &[u8]) -> usize {
     }
 }
 
-fn line_end(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|&b| b == b'\n')
+/// Length of the line at `from`, which may go on.
+fn line_end(bytes: &[u8], from: usize) -> Option<usize> {
+    bytes[from..].iter().position(|&b| b == b'\n')
 }
 
-fn parse_mark(bytes: &[u8], stream: Stream) -> Mark {
-    let Some(end) = line_end(bytes) else { return Mark::Incomplete };
-    let line = String::from_utf8_lossy(&bytes[..end]);
+/// What begins at the start of `bytes`; what lies before `seen` was looked at before and held no end.
+fn parse_mark(bytes: &[u8], seen: usize, stream: Stream) -> Mark {
+    let block = bytes.starts_with(BEGIN.as_bytes());
+    if block && seen > 0 {
+        return parse_block(bytes, seen);
+    }
+    let end = line_end(bytes, seen).map(|length| seen + length);
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    // Text that only begins like a mark, and then a record of ours; the latter has none inside, for
+    // JSON writes the separator in another way.
+    let again = seen.saturating_sub(RECORD.len()).max(1);
+    if let Some(at) = find(&line[again..], RECORD) {
+        return Mark::NotOne(again + at);
+    }
+    let Some(end) = end else {
+        return match bytes.len() {
+            length if length > LONGEST => Mark::NotOne(length),
+            length if block && length > BEGIN.len() + MIME => Mark::NotOne(BEGIN.len()),
+            _ if block => Mark::Incomplete(0),
+            length => Mark::Incomplete(length),
+        };
+    };
+    if block {
+        return parse_block(bytes, end + 1);
+    }
+    let line = String::from_utf8_lossy(line);
     if let Some(json) = line.strip_prefix(RECORD) {
         let event = serde_json::from_str::<Value>(json).ok().and_then(|value| record(&value, stream));
         return event.map_or(Mark::NotOne(end + 1), |event| Mark::Event(event, end + 1));
     }
-    if line.starts_with(INPUT) {
-        let secret = line.starts_with(PASSWORD);
-        let prompt = line.split_once(':').map_or("", |(_, prompt)| prompt).to_owned();
-        return Mark::Event(Event::Input(prompt, secret), end + 1);
+    let secret = line.starts_with(PASSWORD);
+    let prompt = line.split_once(':').map_or("", |(_, prompt)| prompt).to_owned();
+    Mark::Event(Event::Input(prompt, secret), end + 1)
+}
+
+fn find(bytes: &[u8], mark: &str) -> Option<usize> {
+    let mut at = 0;
+    while let Some(step) = bytes[at..].iter().position(|b| *b == mark.as_bytes()[0]) {
+        at += step;
+        if bytes[at..].starts_with(mark.as_bytes()) {
+            return Some(at);
+        }
+        at += 1;
     }
-    let mime = line[BEGIN.len()..].trim().to_owned();
-    let body = &bytes[end + 1..];
-    let mut from = 0;
+    None
+}
+
+/// A block of rich output whose next unread line starts at `from`.
+fn parse_block(bytes: &[u8], mut from: usize) -> Mark {
     loop {
-        let Some(length) = line_end(&body[from..]) else { return Mark::Incomplete };
-        if &body[from..from + length] == END.as_bytes() {
-            let content = String::from_utf8_lossy(&body[..from.saturating_sub(1)]).into_owned();
+        let length = line_end(bytes, from);
+        let line = &bytes[from..length.map_or(bytes.len(), |length| from + length)];
+        if let Some(at) = find(line, RECORD) {
+            // A block that was never ended must not swallow what comes after it.
+            return Mark::NotOne(from + at);
+        }
+        let Some(length) = length else {
+            return if bytes.len() > LONGEST { Mark::NotOne(bytes.len()) } else { Mark::Incomplete(from) };
+        };
+        if line == END.as_bytes() {
+            let head = line_end(bytes, 0).unwrap_or(0);
+            let mime = String::from_utf8_lossy(&bytes[BEGIN.len()..head]).trim().to_owned();
+            let body = bytes.get(head + 1..from.saturating_sub(1)).unwrap_or_default();
+            let content = String::from_utf8_lossy(body).into_owned();
             let content = match mime.as_str() {
                 "application/json" => serde_json::from_str(&content).unwrap_or(Value::String(content)),
                 _ => Value::String(content),
             };
-            let data = Map::from_iter([(mime, content)]);
-            return Mark::Event(Event::Display(data, None), end + 1 + from + length + 1);
+            return Mark::Event(Event::Display(Map::from_iter([(mime, content)]), None), from + length + 1);
         }
         from += length + 1;
     }
@@ -192,6 +253,9 @@ fn record(value: &Value, stream: Stream) -> Option<Event> {
     }
     if let Some(wait) = value["clear"].as_bool() {
         return Some(Event::Clear(wait));
+    }
+    if let Some(working) = value["working"].as_bool() {
+        return Some(Event::Working(working));
     }
     if value["input"].is_string() {
         return Some(Event::Input(text("input"), value["password"] == true));
@@ -244,6 +308,45 @@ mod tests {
         }
         let single: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
         assert_eq!(events(&single), whole);
+    }
+
+    #[test]
+    fn a_block_without_its_end_swallows_nothing() {
+        for begun in
+            ["EVCXR_BEGIN_CONTENT text/html\nabc\ndef", "EVCXR_BEGIN_CONTENT ", "EVCXR_INPUT_REQUEST"]
+        {
+            let stream = format!("x{begun}\u{1e}cluescope:{{\"done\":\"f\"}}\nmore");
+            let whole = events(&[stream.as_bytes()]);
+            assert_eq!(
+                whole,
+                [
+                    Event::Text(Stream::Out, format!("x{begun}")),
+                    Event::Done(Stream::Out, "f".into()),
+                    Event::Text(Stream::Out, "more".into())
+                ]
+            );
+            for cut in 1..stream.len() {
+                let parts = [&stream.as_bytes()[..cut], &stream.as_bytes()[cut..]];
+                assert_eq!(events(&parts), whole, "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_records_arrive_whole_and_endless_ones_as_text() {
+        let picture = "<svg>\n".repeat(1 << 20);
+        let record =
+            format!("\u{1e}cluescope:{}\n", serde_json::json!({ "display": { "text/html": picture } }));
+        let block = format!("EVCXR_BEGIN_CONTENT text/html\n{picture}EVCXR_END_CONTENT\n");
+        for text in [record, block] {
+            let pieces: Vec<&[u8]> = text.as_bytes().chunks(4096).collect();
+            let got = events(&pieces);
+            assert!(matches!(&got[..], [Event::Display(data, None)]
+                if data["text/html"].as_str().unwrap().trim_end() == picture.trim_end()));
+        }
+        let endless = "EVCXR_BEGIN_CONTENT text/html\n".to_owned() + &"y".repeat(LONGEST + 10) + "\nz";
+        let pieces: Vec<&[u8]> = endless.as_bytes().chunks(1 << 20).collect();
+        assert!(matches!(&events(&pieces)[..], [Event::Text(_, text)] if *text == endless));
     }
 
     #[test]
