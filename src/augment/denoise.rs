@@ -5,8 +5,8 @@ use crate::random::Stream;
 
 /// Replaces input tokens by random ones while the model still has to predict the true next token.
 ///
-/// Unlike the other policies this is no change of the text: the trainer calls it on the input ids of every text
-/// and epoch, and leaves the targets alone. Each token is replaced independently with probability `ratio` by one
+/// Unlike the other policies this is no change of the text: [`Finetune::denoise`](crate::train::Finetune::denoise) has the
+/// trainer call it on the input ids of every text and epoch, and leaves the targets alone. Each token is replaced independently with probability `ratio` by one
 /// drawn evenly from the vocabulary. The source's summary does not settle the ratio: it has no default here.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Denoise {

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +62,10 @@ pub struct Settings {
     pub packing: bool,
     /// Blocks are computed again in the backward pass instead of being kept.
     pub gradient_checkpointing: bool,
-    /// Decides adapter initialisation, order and dropout.
+    /// Share of input tokens replaced by random ones while the targets stay; none where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denoise: Option<f64>,
+    /// Decides adapter initialisation, order, dropout and noise.
     pub seed: u64,
 }
 
@@ -88,9 +92,11 @@ pub struct Settings {
 /// | [`max_length`](Finetune::max_length) | 1024 | tokens after which a text is cut | 2 to 1,048,576 |
 /// | [`packing`](Finetune::packing) | off | several texts a window of `max_length` | on, off |
 /// | [`gradient_checkpointing`](Finetune::gradient_checkpointing) | off | less memory for a third more work, same bits | on, off |
-/// | [`seed`](Finetune::seed) | 0 | initialisation, order, dropout | any |
+/// | [`denoise`](Finetune::denoise) | – | share of input tokens replaced, "D-AR" | 0 to 1 |
+/// | [`seed`](Finetune::seed) | 0 | initialisation, order, dropout, noise | any |
 /// | [`checkpoint`](Finetune::checkpoint) | – | folder to save to and resume from | a folder |
 /// | [`save_steps`](Finetune::save_steps) | 0: each epoch's end | steps between checkpoints | any |
+/// | [`save_every`](Finetune::save_every) | – | time between checkpoints, instead of steps | any |
 ///
 /// ```
 /// use cluescope::train::Finetune;
@@ -105,6 +111,7 @@ pub struct Finetune {
     pub(super) settings: Settings,
     pub(super) checkpoint: Option<PathBuf>,
     pub(super) save_steps: usize,
+    pub(super) save_every: Option<Duration>,
     // Asking for an adapter option on a full run is a mistake to report, not to swallow.
     misplaced: Option<&'static str>,
 }
@@ -126,10 +133,12 @@ impl Default for Finetune {
                 max_length: 1024,
                 packing: false,
                 gradient_checkpointing: false,
+                denoise: None,
                 seed: 0,
             },
             checkpoint: None,
             save_steps: 0,
+            save_every: None,
             misplaced: None,
         }
     }
@@ -272,7 +281,14 @@ impl Finetune {
         self
     }
 
-    /// Decides adapter initialisation, order and dropout.
+    /// Replaces this share of the input tokens by random ones, anew in each epoch, while the targets stay: denoising
+    /// auto-regression, see [`Denoise`](crate::augment::Denoise).
+    pub fn denoise(mut self, share: f64) -> Self {
+        self.settings.denoise = Some(share);
+        self
+    }
+
+    /// Decides adapter initialisation, order, dropout and noise.
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.seed = seed;
         self
@@ -287,6 +303,12 @@ impl Finetune {
     /// Optimiser steps between checkpoints; 0 saves at the end of every epoch.
     pub fn save_steps(mut self, save_steps: usize) -> Self {
         self.save_steps = save_steps;
+        self
+    }
+
+    /// Time between checkpoints: a killed run redoes at most this much. Takes the place of [`Finetune::save_steps`].
+    pub fn save_every(mut self, time: Duration) -> Self {
+        self.save_every = Some(time);
         self
     }
 
@@ -329,6 +351,14 @@ impl Finetune {
         whole("batch_size", s.batch_size, 1..=65_536)?;
         whole("gradient_accumulation_steps", s.gradient_accumulation_steps, 1..=65_536)?;
         whole("max_length", s.max_length, 2..=1_048_576)?;
+        real("denoise", s.denoise.unwrap_or(0.0), 0.0..=1.0)?;
+        if s.denoise.is_some() && s.packing {
+            return Err(Error::option(
+                "denoise",
+                "set",
+                "not with packing, whose windows hold several texts",
+            ));
+        }
         Ok(s.clone())
     }
 }
@@ -423,6 +453,8 @@ mod tests {
             ("batch_size", Finetune::full().batch_size(0)),
             ("gradient_accumulation_steps", Finetune::full().gradient_accumulation_steps(0)),
             ("max_length", Finetune::full().max_length(1)),
+            ("denoise", Finetune::full().denoise(1.5)),
+            ("denoise", Finetune::full().denoise(0.1).packing(true)),
         ];
         for (name, finetune) in cases {
             match finetune.settings() {

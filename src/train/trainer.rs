@@ -7,6 +7,7 @@ use super::batch::{Example, Prepared};
 use super::checkpoint::{self, History, Identity};
 use super::engine::{Engine, Pass, StepRecord};
 use super::params::{Finetune, Method, Settings};
+use crate::augment::Denoise;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -206,6 +207,11 @@ impl Plan {
             progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
         };
         history.steps.iter().for_each(curve);
+        let mut saved = std::time::Instant::now();
+        let noise = match self.settings.denoise {
+            Some(share) => Some(Denoise::new(share, self.settings.seed)?),
+            None => None,
+        };
         let mut step = 0;
         for epoch in 0.. {
             let planned = self.epoch(examples, epoch);
@@ -218,7 +224,12 @@ impl Plan {
                 if step <= history.steps.len() {
                     continue;
                 }
-                let passes: Vec<Pass> = batches.iter().map(|batch| pass(examples, batch)).collect();
+                let mut passes: Vec<Pass> = batches.iter().map(|batch| pass(examples, batch)).collect();
+                if let Some(noise) = &noise {
+                    for (pass, batch) in passes.iter_mut().zip(&batches) {
+                        disturb(pass, batch, noise, epoch, &engine.model);
+                    }
+                }
                 let learning_rate = rate.at(step - 1);
                 let outcome = engine.step(&passes, step, learning_rate)?;
                 let record = StepRecord {
@@ -234,12 +245,14 @@ impl Plan {
                 curve(&record);
                 history.steps.push(record);
                 if let Some(folder) = &finetune.checkpoint {
-                    let due = match finetune.save_steps {
-                        0 => index + 1 == in_epoch,
-                        every => step % every == 0,
+                    let due = match (finetune.save_every, finetune.save_steps) {
+                        (Some(time), _) => saved.elapsed() >= time,
+                        (None, 0) => index + 1 == in_epoch,
+                        (None, every) => step % every == 0,
                     };
                     if due || step == self.total {
                         checkpoint::save(folder, identity, engine, history)?;
+                        saved = std::time::Instant::now();
                     }
                 }
                 progress.advance(1)?;
@@ -252,4 +265,13 @@ impl Plan {
 fn pass(examples: &[Example], batch: &[usize]) -> Pass {
     let texts = batch.iter().map(|&i| examples[i].ids.clone()).collect();
     Pass::new(texts, batch.iter().map(|&i| examples[i].id.clone()).collect())
+}
+
+/// Puts noise into what the model reads; what it must predict stays.
+fn disturb(pass: &mut Pass, batch: &[usize], noise: &Denoise, epoch: usize, model: &Model) {
+    for (ids, &text) in pass.texts.iter_mut().zip(batch) {
+        // A start token is no part of the text.
+        let special = [ids.first().copied() == model.tokenizer().bos()];
+        *ids = noise.inputs(ids, &special, model.tokenizer().vocab_size(), text as u64, epoch as u64);
+    }
 }
