@@ -1,9 +1,10 @@
 //! The questions asked about a biography, one a field.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::{Corpus, Document, Question, csv_file};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The fields of a biography in the order of the paper's template.
 pub const FIELDS: [&str; 5] = ["date", "city", "university", "major", "company"];
@@ -93,6 +94,24 @@ impl Corpus {
         self
     }
 
+    /// Sets the last `texts` documents aside: their questions become few-shot examples, and nothing is trained on or asked
+    /// about them.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when no document would be left.
+    pub fn set_examples_aside(mut self, texts: usize) -> Result<Self> {
+        let left = self.documents.len().checked_sub(texts).filter(|left| *left > 0);
+        let Some(left) = left else {
+            let expected = format!("fewer than the {} texts of the corpus", self.documents.len());
+            return Err(Error::option("examples", texts, expected));
+        };
+        let aside: HashSet<String> = self.documents.split_off(left).into_iter().map(|d| d.id).collect();
+        let (examples, questions) = self.questions.into_iter().partition(|q| aside.contains(&q.document));
+        self.questions = questions;
+        self.examples = examples;
+        Ok(self)
+    }
+
     /// Takes the questions of `other` as few-shot examples.
     pub fn with_examples_from(mut self, other: &Corpus) -> Self {
         self.examples = other.questions.clone();
@@ -103,6 +122,17 @@ impl Corpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_set_aside_are_neither_trained_on_nor_asked_about() {
+        let all = crate::corpus::Biographies::new(4).generate().unwrap();
+        let some = all.clone().set_examples_aside(1).unwrap();
+        assert_eq!((some.documents.len(), some.questions.len(), some.examples.len()), (3, 15, 5));
+        assert!(some.examples.iter().all(|e| e.document == all.documents[3].id));
+        assert!(
+            all.set_examples_aside(4).unwrap_err().to_string().starts_with("examples = 4: fewer than the 4")
+        );
+    }
 
     #[test]
     fn distance_is_from_the_nearest_name_before() {

@@ -41,14 +41,21 @@ pub trait Examinee {
     /// When the model cannot run.
     fn log_probs(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>>;
 
-    /// ln p of each continuation's tokens after `prompt`, one row a continuation.
+    /// ln p of each continuation's tokens after its prompt: `continuations[i]` are those of `prompts[i]`, one row each.
     ///
     /// # Errors
     /// When the model cannot run.
-    fn continuation_log_probs(&self, prompt: &[u32], continuations: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
-        let whole: Vec<Vec<u32>> = continuations.iter().map(|c| [prompt, c.as_slice()].concat()).collect();
-        let rows = self.log_probs(&whole)?;
-        Ok(rows.into_iter().map(|row| row[prompt.len()..].to_vec()).collect())
+    fn continuation_log_probs(
+        &self,
+        prompts: &[Vec<u32>],
+        continuations: &[Vec<Vec<u32>>],
+    ) -> Result<Vec<Vec<Vec<f32>>>> {
+        let one = |(prompt, rests): (&Vec<u32>, &Vec<Vec<u32>>)| {
+            let whole: Vec<Vec<u32>> = rests.iter().map(|rest| [prompt.as_slice(), rest].concat()).collect();
+            let rows = self.log_probs(&whole)?;
+            Ok(rows.into_iter().map(|row| row[prompt.len()..].to_vec()).collect())
+        };
+        prompts.iter().zip(continuations).map(one).collect()
     }
 }
 
@@ -97,8 +104,12 @@ impl Examinee for Model {
         Ok(rows)
     }
 
-    fn continuation_log_probs(&self, prompt: &[u32], continuations: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
-        Model::continuation_log_probs(self, prompt, continuations)
+    fn continuation_log_probs(
+        &self,
+        prompts: &[Vec<u32>],
+        continuations: &[Vec<Vec<u32>>],
+    ) -> Result<Vec<Vec<Vec<f32>>>> {
+        Model::continuation_log_probs(self, prompts, continuations)
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod examinee;
 mod interval;
+mod kept;
 mod perplexity;
 mod prompt;
 mod quiz;

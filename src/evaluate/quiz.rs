@@ -1,17 +1,19 @@
 //! Asks a model every question of a corpus.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Examinee;
+use super::kept::{Kept, Said};
 use super::prompt::Prompter;
 use super::result::{Answer, Choice, QuizResult};
 use super::score::{exact_match, f1, normalize_answer};
 use crate::corpus::{Corpus, Question};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, content_hash};
 use crate::random::Stream;
 
 /// Prompts answered at once: enough to fill the machine, few enough to stop soon after an interrupt.
@@ -26,6 +28,7 @@ const BATCH_PROMPTS: usize = 64;
 /// | `max_new_tokens` | 10 | length of an answer | 1 or more |
 /// | `distractors` | 9 | wrong answers offered beside the right one; 0 leaves the graded measures out | 0 or more |
 /// | `open_book` | false | puts the document before the question | |
+/// | `checkpoint` | – | file in which finished answers outlive an interruption | a path |
 ///
 /// ```
 /// use cluescope::evaluate::Quiz;
@@ -39,12 +42,21 @@ pub struct Quiz {
     max_new_tokens: usize,
     distractors: usize,
     open_book: bool,
+    #[serde(skip)]
+    checkpoint: Option<PathBuf>,
 }
 
 impl Quiz {
     /// A quiz with `examples` worked examples before each question (paper: 5).
     pub fn few_shot(examples: usize) -> Self {
-        Quiz { few_shot: examples, seed: 0, max_new_tokens: 10, distractors: 9, open_book: false }
+        Quiz {
+            few_shot: examples,
+            seed: 0,
+            max_new_tokens: 10,
+            distractors: 9,
+            open_book: false,
+            checkpoint: None,
+        }
     }
 
     /// Seed of the draw of examples and distractors.
@@ -72,30 +84,58 @@ impl Quiz {
     }
 }
 
+impl Quiz {
+    /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz: a killed
+    /// quiz redoes at most 45 seconds.
+    pub fn checkpoint(mut self, path: impl Into<PathBuf>) -> Self {
+        self.checkpoint = Some(path.into());
+        self
+    }
+
+    /// Refuses what cannot be asked of any model: settings out of range, questions without answers, too few examples.
+    ///
+    /// # Errors
+    /// As [`quiz`](quiz()).
+    pub fn check(&self, corpus: &Corpus) -> Result<()> {
+        prompts(corpus, self).map(drop)
+    }
+
+    /// [`Quiz::check`], and whether `examinee` can read every prompt with its answers.
+    ///
+    /// # Errors
+    /// As [`quiz`](quiz()).
+    pub fn check_for(&self, examinee: &dyn Examinee, corpus: &Corpus) -> Result<()> {
+        ask(examinee, corpus, self).map(drop)
+    }
+}
+
 /// Asks `examinee` every question of `corpus`; answers come back in the order of the questions.
 ///
 /// # Errors
 /// [`Error::Option`] for settings out of range, [`Error::Stopped`] for a corpus without questions, a question without answers
-/// or a prompt longer than the model's context; errors of the model.
+/// or a prompt that with an answer is longer than the model's context: all before the first answer; errors of the model and
+/// of the [checkpoint](Quiz::checkpoint).
 pub fn quiz(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<QuizResult> {
-    if corpus.questions.is_empty() {
-        return Err(Error::Stopped("quiz: the corpus has no questions; generate or import some".into()));
+    let asked = ask(examinee, corpus, quiz)?;
+    let mut kept = Kept::open(quiz.checkpoint.as_deref(), identity(examinee, quiz, &asked)?)?;
+    // One field after the other: its prompts begin alike, and the model computes a shared beginning once.
+    let mut by_field: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, asked) in asked.iter().enumerate() {
+        by_field.entry(&asked.answer.field).or_default().push(i);
     }
-    if quiz.max_new_tokens == 0 {
-        return Err(Error::option("max_new_tokens", 0, "at least 1; the paper uses 10"));
+    let progress = Progress::start("quiz", asked.len() as u64, "questions");
+    for batch in by_field.values().flat_map(|all| all.chunks(BATCH_PROMPTS)) {
+        if !kept.has(batch) {
+            let said = respond(examinee, &asked, batch, quiz)?;
+            kept.add(batch, said)?;
+        }
+        if let Err(stop) = progress.advance(batch.len() as u64) {
+            kept.save()?;
+            return Err(stop);
+        }
     }
-    let prompter = Prompter::new(corpus, quiz.few_shot, quiz.seed, quiz.open_book);
-    let mut answers = Vec::with_capacity(corpus.questions.len());
-    let mut prompts = Vec::with_capacity(corpus.questions.len());
-    for question in &corpus.questions {
-        let (answer, ids) = prepare(examinee, &prompter, question, quiz)?;
-        answers.push(answer);
-        prompts.push(ids);
-    }
-    generate(examinee, &prompts, &mut answers, quiz)?;
-    if quiz.distractors > 0 {
-        grade(examinee, corpus, &prompts, &mut answers, quiz)?;
-    }
+    kept.save()?;
+    let answers = asked.into_iter().enumerate().map(|(i, asked)| asked.finish(kept.take(i))).collect();
     let provenance = Provenance::new("quiz")
         .model(examinee.name(), examinee.hash())
         .option("few_shot", quiz.few_shot)
@@ -106,40 +146,120 @@ pub fn quiz(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<Qui
     Ok(QuizResult { answers, provenance })
 }
 
-/// Everything known of an answer before the model is asked, and the prompt's token ids.
-fn prepare(
+/// A question ready to be asked.
+struct Asked {
+    /// Everything known of the answer before the model is asked.
+    answer: Answer,
+    /// Token ids of the prompt.
+    prompt: Vec<u32>,
+    /// Possible answers, the right one first; none without graded measures.
+    texts: Vec<String>,
+    /// Tokens of the prompt that go before every possible answer: usually all, less where a tokenizer joins the
+    /// prompt's last character to an answer's first.
+    shared: usize,
+    /// What follows them, one row a possible answer.
+    rest: Vec<Vec<u32>>,
+}
+
+impl Asked {
+    fn finish(self, said: Said) -> Answer {
+        let choices = self.texts.into_iter().zip(&self.rest).zip(said.log_probs);
+        let choices = choices
+            .map(|((answer, rest), log_prob)| Choice {
+                answer,
+                log_prob: f64::from_bits(log_prob),
+                tokens: rest.len(),
+            })
+            .collect();
+        Answer {
+            exact_match: exact_match(&said.prediction, &self.answer.right),
+            f1: f1(&said.prediction, &self.answer.right),
+            prediction: said.prediction,
+            choices,
+            ..self.answer
+        }
+    }
+}
+
+/// The prompt of every question.
+fn prompts(corpus: &Corpus, quiz: &Quiz) -> Result<Vec<String>> {
+    if corpus.questions.is_empty() {
+        return Err(Error::Stopped("quiz: the corpus has no questions; generate or import some".into()));
+    }
+    if quiz.max_new_tokens == 0 {
+        return Err(Error::option("max_new_tokens", 0, "at least 1; the paper uses 10"));
+    }
+    let prompter = Prompter::new(corpus, quiz.few_shot, quiz.seed, quiz.open_book);
+    let of = |question: &Question| {
+        if question.answers.is_empty() {
+            let place = place(question);
+            return Err(Error::Stopped(format!("{place} has no right answer; add one or drop it")));
+        }
+        prompter.prompt(question)
+    };
+    corpus.questions.iter().map(of).collect()
+}
+
+fn place(question: &Question) -> String {
+    format!("quiz: `{}` ({})", question.question, question.document)
+}
+
+/// Every question in the tokens of `examinee`.
+fn ask(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<Vec<Asked>> {
+    let pools = Pools::new(&corpus.questions);
+    let prompts = prompts(corpus, quiz)?.into_iter();
+    prompts
+        .zip(&corpus.questions)
+        .enumerate()
+        .map(|(i, (prompt, question))| {
+            let mut texts = Vec::new();
+            if quiz.distractors > 0 {
+                texts.push(question.answers[0].clone());
+                texts.extend(pools.distractors(question, i, quiz));
+            }
+            ask_one(examinee, question, prompt, texts, quiz)
+        })
+        .collect()
+}
+
+fn ask_one(
     examinee: &dyn Examinee,
-    prompter: &Prompter,
     question: &Question,
+    text: String,
+    texts: Vec<String>,
     quiz: &Quiz,
-) -> Result<(Answer, Vec<u32>)> {
-    let place = || format!("quiz: `{}` ({})", question.question, question.document);
-    if question.answers.is_empty() {
-        return Err(Error::Stopped(format!("{} has no right answer; add one or drop it", place())));
-    }
-    let prompt = prompter.prompt(question)?;
-    let ids = examinee.encode(&prompt)?;
-    if ids.len() + quiz.max_new_tokens > examinee.max_positions() {
-        return Err(Error::Stopped(format!(
-            "{}: a prompt of {} tokens and {} for the answer exceed the {} positions of {}; use fewer examples",
-            place(),
-            ids.len(),
-            quiz.max_new_tokens,
-            examinee.max_positions(),
-            examinee.name()
-        )));
-    }
+) -> Result<Asked> {
+    let prompt = examinee.encode(&text)?;
+    let fits = |tokens: usize, what: &str| {
+        if tokens <= examinee.max_positions() {
+            return Ok(());
+        }
+        let (place, most, name) = (place(question), examinee.max_positions(), examinee.name());
+        Err(Error::Stopped(format!(
+            "{place}: {what} exceed the {most} positions of {name}; use fewer examples"
+        )))
+    };
+    let new = quiz.max_new_tokens;
+    fits(prompt.len() + new, &format!("a prompt of {} tokens and {new} for the answer", prompt.len()))?;
+    let with = |answer: &str| examinee.encode(&format!("{text} {answer}"));
     let mut lengths = Vec::with_capacity(question.answers.len());
     for right in &question.answers {
-        let whole = examinee.encode(&format!("{prompt} {right}"))?;
-        lengths.push(whole.len() - shared_start(&ids, &whole));
+        let whole = with(right)?;
+        lengths.push(whole.len() - shared_start(&prompt, &whole));
     }
+    let mut whole = Vec::with_capacity(texts.len());
+    for answer in &texts {
+        let ids = with(answer)?;
+        fits(ids.len(), &format!("the {} tokens of the prompt with the answer `{answer}`", ids.len()))?;
+        whole.push(ids);
+    }
+    let shared = whole.iter().map(|ids| shared_start(&prompt, ids)).min().unwrap_or(0);
     let answer = Answer {
         document: question.document.clone(),
         field: question.field.clone(),
         question: question.question.clone(),
         distance: question.distance,
-        prompt,
+        prompt: text,
         prediction: String::new(),
         right: question.answers.clone(),
         exact_match: 0.0,
@@ -148,35 +268,29 @@ fn prepare(
         too_long: lengths.iter().all(|&n| n > quiz.max_new_tokens),
         choices: Vec::new(),
     };
-    Ok((answer, ids))
+    let rest = whole.iter().map(|ids| ids[shared..].to_vec()).collect();
+    Ok(Asked { answer, prompt, texts, shared, rest })
 }
 
-/// Greedy answers and their scores.
-fn generate(
-    examinee: &dyn Examinee,
-    prompts: &[Vec<u32>],
-    answers: &mut [Answer],
-    quiz: &Quiz,
-) -> Result<()> {
-    let progress = Progress::start("quiz", prompts.len() as u64, "questions");
-    // One field after the other: its prompts begin alike, and the model computes a shared beginning once.
-    let mut by_field: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (i, answer) in answers.iter().enumerate() {
-        by_field.entry(&answer.field).or_default().push(i);
+/// Greedy answers to some questions, and how likely the model holds the possible ones.
+fn respond(examinee: &dyn Examinee, asked: &[Asked], batch: &[usize], quiz: &Quiz) -> Result<Vec<Said>> {
+    let prompts: Vec<Vec<u32>> = batch.iter().map(|&i| asked[i].prompt.clone()).collect();
+    let mut said = Vec::with_capacity(batch.len());
+    for new in examinee.answer(&prompts, quiz.max_new_tokens)? {
+        let prediction = first_line(&examinee.decode(&new)?).to_string();
+        said.push(Said { prediction, log_probs: Vec::new() });
     }
-    let batches: Vec<Vec<usize>> =
-        by_field.values().flat_map(|all| all.chunks(BATCH_PROMPTS)).map(<[usize]>::to_vec).collect();
-    for batch in batches {
-        let some: Vec<Vec<u32>> = batch.iter().map(|&i| prompts[i].clone()).collect();
-        for (&i, new) in batch.iter().zip(examinee.answer(&some, quiz.max_new_tokens)?) {
-            let answer = &mut answers[i];
-            answer.prediction = first_line(&examinee.decode(&new)?).to_string();
-            answer.exact_match = exact_match(&answer.prediction, &answer.right);
-            answer.f1 = f1(&answer.prediction, &answer.right);
+    if quiz.distractors > 0 {
+        let before: Vec<Vec<u32>> =
+            batch.iter().map(|&i| asked[i].prompt[..asked[i].shared].to_vec()).collect();
+        let rests: Vec<Vec<Vec<u32>>> = batch.iter().map(|&i| asked[i].rest.clone()).collect();
+        let found = examinee.continuation_log_probs(&before, &rests)?;
+        for (said, rows) in said.iter_mut().zip(found) {
+            let sum = |row: Vec<f32>| row.iter().map(|&p| f64::from(p)).sum::<f64>().to_bits();
+            said.log_probs = rows.into_iter().map(sum).collect();
         }
-        progress.advance(batch.len() as u64)?;
     }
-    Ok(())
+    Ok(said)
 }
 
 /// What counts of a continuation. A model may open with a line end instead of a blank; that is an empty answer.
@@ -184,49 +298,17 @@ fn first_line(text: &str) -> &str {
     text.split('\n').next().unwrap_or_default().trim()
 }
 
-/// Log-probability of the right answer and of its distractors.
-fn grade(
-    examinee: &dyn Examinee,
-    corpus: &Corpus,
-    prompts: &[Vec<u32>],
-    answers: &mut [Answer],
-    quiz: &Quiz,
-) -> Result<()> {
-    let progress = Progress::start("grading", prompts.len() as u64, "questions");
-    let pools = Pools::new(&corpus.questions);
-    for (i, question) in corpus.questions.iter().enumerate() {
-        let mut texts = vec![question.answers[0].clone()];
-        texts.extend(pools.distractors(question, i, quiz));
-        let mut whole = Vec::with_capacity(texts.len());
-        for text in &texts {
-            let ids = examinee.encode(&format!("{} {text}", answers[i].prompt))?;
-            if ids.len() > examinee.max_positions() {
-                return Err(Error::Stopped(format!(
-                    "quiz: `{}` with the answer `{text}` has {} tokens, {} has {} positions; use fewer examples",
-                    question.question,
-                    ids.len(),
-                    examinee.name(),
-                    examinee.max_positions()
-                )));
-            }
-            whole.push(ids);
-        }
-        // Usually the whole prompt; less where a tokenizer joins its last character to the answer's first.
-        let shared = whole.iter().map(|ids| shared_start(&prompts[i], ids)).min().unwrap_or(0);
-        let rest: Vec<Vec<u32>> = whole.iter().map(|ids| ids[shared..].to_vec()).collect();
-        let rows = examinee.continuation_log_probs(&prompts[i][..shared], &rest)?;
-        answers[i].choices = texts
-            .into_iter()
-            .zip(rows)
-            .map(|(answer, row)| Choice {
-                answer,
-                log_prob: row.iter().map(|&p| f64::from(p)).sum(),
-                tokens: row.len(),
-            })
-            .collect();
-        progress.advance(1)?;
-    }
-    Ok(())
+/// What decides the answers, as a hash.
+fn identity(examinee: &dyn Examinee, quiz: &Quiz, asked: &[Asked]) -> Result<String> {
+    let settings =
+        serde_json::to_vec(quiz).map_err(|e| Error::Stopped(format!("quiz: its settings: {e}")))?;
+    let ids = |ids: &[u32]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let questions = asked.iter().flat_map(|a| {
+        let rests = a.rest.iter().map(|rest| ids(rest));
+        std::iter::once(ids(&a.prompt)).chain(rests).collect::<Vec<_>>()
+    });
+    let head = [examinee.hash().as_bytes().to_vec(), settings];
+    Ok(content_hash(head.into_iter().chain(questions)))
 }
 
 /// Tokens that `prompt` and `whole` begin with alike; at least one stays for the answer.

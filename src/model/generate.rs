@@ -153,7 +153,7 @@ impl Model {
 }
 
 /// Tokens all prompts begin with, leaving each at least one of its own.
-fn shared_prefix(prompts: &[Vec<u32>]) -> usize {
+pub(super) fn shared_prefix(prompts: &[Vec<u32>]) -> usize {
     let most = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
     (0..most).find(|at| prompts.iter().any(|p| p[*at] != prompts[0][*at])).unwrap_or(most)
 }

@@ -295,24 +295,77 @@ fn continuations_are_as_likely_as_within_whole_texts() {
     let corpus = Biographies::new(4).seed(5).generate().unwrap();
     let model = small_model(&corpus);
     let ids = |text: &str| model.tokenizer().encode_raw(text).unwrap().ids;
-    let prompt = ids(&corpus.documents[0].text);
-    for prompt in [&prompt[..], &prompt[..1]] {
-        let rest = vec![ids(" Oslo"), ids(" University of St Andrews"), ids(" x")];
-        let got = model.continuation_log_probs(prompt, &rest).unwrap();
-        for (rest, got) in rest.iter().zip(got) {
-            let whole = [prompt, rest].concat();
-            let want = &model.token_log_probs(&Batch::new(&[whole])).unwrap()[0][prompt.len()..];
-            assert_eq!(got.len(), rest.len());
-            for (g, w) in got.iter().zip(want) {
-                // f32 sums in another grouping.
-                assert!((g - w).abs() < 1e-4, "{g} and {w}");
+    let text = ids(&corpus.documents[0].text);
+    let rest = vec![ids(" Oslo"), ids(" University of St Andrews"), ids(" x")];
+    // One prompt; several with a common beginning, one of them no longer than it; several that share nothing.
+    let longer = [&text[..], &ids(" She")].concat();
+    let cases = [
+        vec![text.clone()],
+        vec![text[..1].to_vec()],
+        vec![longer, text.clone(), text[..9].to_vec()],
+        vec![ids("Oslo is"), ids("x"), text.clone()],
+    ];
+    for prompts in cases {
+        let rests: Vec<_> = (0..prompts.len()).map(|i| rest[..3 - i].to_vec()).collect();
+        let got = model.continuation_log_probs(&prompts, &rests).unwrap();
+        assert_eq!(got.len(), prompts.len());
+        for ((prompt, rests), rows) in prompts.iter().zip(&rests).zip(got) {
+            assert_eq!(rows.len(), rests.len());
+            for (rest, row) in rests.iter().zip(rows) {
+                let whole = [prompt.as_slice(), rest].concat();
+                let want = &model.token_log_probs(&Batch::new(&[whole])).unwrap()[0][prompt.len()..];
+                assert_eq!(row.len(), rest.len());
+                for (g, w) in row.iter().zip(want) {
+                    // f32 sums in another grouping.
+                    assert!((g - w).abs() < 1e-4, "{g} and {w}");
+                }
             }
         }
     }
-    assert!(model.continuation_log_probs(&[], &[vec![1]]).is_err());
-    assert!(model.continuation_log_probs(&[1], &[vec![]]).is_err());
-    assert!(model.continuation_log_probs(&[1], &[vec![1; 512]]).is_err());
-    assert!(model.continuation_log_probs(&[1], &[]).unwrap().is_empty());
+    let fails = |prompt: Vec<u32>, rest| model.continuation_log_probs(&[prompt], &[vec![rest]]).is_err();
+    assert!(fails(vec![], vec![1]) && fails(vec![1], vec![]) && fails(vec![1], vec![1; 512]));
+    assert!(model.continuation_log_probs(&[vec![1]], &[]).is_err());
+    assert_eq!(model.continuation_log_probs(&[vec![1]], &[vec![]]).unwrap(), [Vec::<Vec<f32>>::new()]);
+}
+
+/// A kept quiz goes on where it stopped, says the same to the last bit, and is not taken for another.
+#[test]
+fn finished_answers_outlive_an_interruption() {
+    let corpus = Biographies::new(40).seed(5).generate().unwrap();
+    let model = small_model(&corpus);
+    let quiz = || Quiz::few_shot(1).distractors(2);
+    let whole = model.quiz(&corpus, quiz()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.json");
+    assert_eq!(model.quiz(&corpus, quiz().checkpoint(&path)).unwrap(), whole);
+    // Half of the answers are gone, and what is kept of one of the others is marked.
+    let mut kept: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let answers = kept["answers"].as_object_mut().unwrap();
+    assert_eq!(answers.len(), 200);
+    let city: Vec<usize> = (0..200).filter(|i| whole.answers[*i].field == "city").collect();
+    (0..200).filter(|i| !city.contains(i)).for_each(|i| drop(answers.remove(&i.to_string())));
+    answers[&city[0].to_string()]["prediction"] = "marked".into();
+    std::fs::write(&path, kept.to_string()).unwrap();
+    let resumed = model.quiz(&corpus, quiz().checkpoint(&path)).unwrap();
+    assert_eq!(resumed.answers[city[0]].prediction, "marked", "finished answers are not asked again");
+    let same = |i: usize| i == city[0] || resumed.answers[i] == whole.answers[i];
+    assert!((0..200).all(same));
+    let other = model.quiz(&corpus, quiz().seed(1).checkpoint(&path)).unwrap_err().to_string();
+    assert!(other.contains("another quiz or model"), "{other}");
+    std::fs::write(&path, "{\"quiz\":").unwrap();
+    let damaged = model.quiz(&corpus, quiz().checkpoint(&path)).unwrap_err().to_string();
+    assert!(damaged.contains("delete the file to ask again"), "{damaged}");
+}
+
+#[test]
+fn the_projects_paragraphs_can_be_quizzed() {
+    let corpus = Corpus::paragraphs().unwrap();
+    let model = small_model(&corpus);
+    let result = model.quiz(&corpus, Quiz::few_shot(5).distractors(3)).unwrap();
+    assert_eq!((result.answers.len(), corpus.examples.len()), (103, 9));
+    assert!(result.answers.iter().all(|a| a.prompt.matches("Answer:").count() == 6 && a.choices.len() == 4));
+    let asked: Vec<&str> = corpus.questions.iter().map(|q| q.question.as_str()).collect();
+    assert!(corpus.examples.iter().all(|e| !asked.contains(&e.question.as_str())));
 }
 
 #[test]
