@@ -36,11 +36,40 @@ impl Provenance {
         self
     }
 
+    /// Adds where it was made: processor, system, threads, and the versions of what computes.
+    pub fn with_machine(self) -> Self {
+        let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+        let mut here = self
+            .option("processor", processor().unwrap_or_else(|| "unknown".into()))
+            .option("system", system)
+            .option("threads", rayon::current_num_threads());
+        for name in ["candle-core", "gemm", "tokenizers", "polars"] {
+            if let Some(version) = locked_version(name) {
+                here = here.option(name, version);
+            }
+        }
+        here
+    }
+
     /// Adds an option.
     pub fn option(mut self, name: impl Into<String>, value: impl ToString) -> Self {
         self.options.insert(name.into(), value.to_string());
         self
     }
+}
+
+/// The processor's name where the system tells it in a file (Linux).
+fn processor() -> Option<String> {
+    let told = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = told.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(name.trim_start_matches([' ', '\t', ':']).trim().to_string())
+}
+
+/// The version of a dependency in this build's lock file.
+fn locked_version(name: &str) -> Option<&'static str> {
+    let lock = include_str!("../Cargo.lock");
+    let (_, package) = lock.split_once(&format!("name = \"{name}\"\nversion = \""))?;
+    package.split('"').next()
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of `parts`, each preceded by its length, so that
@@ -59,4 +88,17 @@ pub fn content_hash<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Strin
         hash.update(part);
     }
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_and_the_versions_are_told() {
+        let here = Provenance::new("x").with_machine();
+        assert_eq!(here.options["threads"], rayon::current_num_threads().to_string());
+        assert!(here.options["candle-core"].starts_with(|c: char| c.is_ascii_digit()), "{here:?}");
+        assert_eq!(locked_version("no-such-crate"), None);
+    }
 }

@@ -1,24 +1,61 @@
 //! `cluescope reproduce`: the whole experiment, from people to table and page.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::Context;
-use cluescope::contrast::ModelPair;
+use cluescope::Error;
+use cluescope::contrast::{ModelPair, load_model};
+use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
-use cluescope::experiment::{self, PairRunner, Protocol};
-use cluescope::model::Model;
-use cluescope::report::{Section, TextPicture, experiment_page, experiment_tables};
+use cluescope::experiment::{self, Condition, Models, Outcome, PairRunner, Protocol, Student, Texts};
+use cluescope::report::{clues, experiment_page, experiment_tables};
 use cluescope::train::{Recipe, Size, pretrain};
 
 /// Options of `cluescope reproduce`.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Folder for results; the same command goes on with what is there
-    #[arg(long, default_value = "out/reproduce")]
-    out: PathBuf,
-    /// People trained on and asked about
+    /// Folder for results; the same command goes on with what is there [default: out/reproduce]
     #[arg(long)]
+    out: Option<PathBuf>,
+    /// The full protocol: the paper's sizes, five seeds, options chosen on other people
+    #[arg(long)]
+    full: bool,
+    /// The pair's small model: hub id, folder or .gguf file; the bundled pair when left out
+    #[arg(long, requires = "large")]
+    small: Option<String>,
+    /// The pair's large model
+    #[arg(long, requires = "small")]
+    large: Option<String>,
+    /// Which of the pair are taught: small, large
+    #[arg(long, value_delimiter = ',')]
+    student: Vec<String>,
+    /// A third model to teach; the pair's attention is laid onto its tokens
+    #[arg(long, value_name = "MODEL")]
+    onto: Option<String>,
+    /// What is compared: names as in the results, or `all`
+    #[arg(long, value_delimiter = ',')]
+    conditions: Vec<String>,
+    /// Texts and questions of your own instead of generated people; see `attend` for the formats
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
+    /// Texts set aside from --corpus, whose questions become the worked examples
+    #[arg(long, value_name = "TEXTS", requires = "corpus")]
+    examples: Option<usize>,
+    /// Texts, about others, on which options are chosen
+    #[arg(long, value_name = "FILE", requires = "corpus")]
+    tuning_corpus: Option<PathBuf>,
+    /// Texts for perplexity before and after
+    #[arg(long, value_name = "FILE", requires = "corpus")]
+    held_out: Option<PathBuf>,
+    /// How the biographies are written: paper, permuted, full_name, varied
+    #[arg(long, conflicts_with = "corpus")]
+    texts: Option<Texts>,
+    /// People trained on and asked about
+    #[arg(long, conflicts_with = "corpus")]
     people: Option<usize>,
+    /// Other people, on whom alpha, beta and the learning rate are chosen; 0 takes the first of each
+    #[arg(long, conflicts_with = "corpus")]
+    tuning_people: Option<usize>,
     /// Augmented copies of each text
     #[arg(long)]
     copies: Option<usize>,
@@ -28,60 +65,216 @@ pub(crate) struct Args {
     /// Training seeds
     #[arg(long, value_delimiter = ',')]
     seeds: Option<Vec<u64>>,
+    /// Largest drop probability; several to choose from
+    #[arg(long, value_delimiter = ',')]
+    alpha: Option<Vec<f64>>,
+    /// Rise of the drop probability with rank; several to choose from
+    #[arg(long, value_delimiter = ',')]
+    beta: Option<Vec<f64>>,
+    /// Peak learning rate; several to choose from
+    #[arg(long, value_delimiter = ',')]
+    lr: Option<Vec<f64>>,
+    /// Share of input tokens replaced under the condition `denoising`
+    #[arg(long)]
+    noise: Option<f64>,
+    /// Train every weight instead of an adapter; the learning rate is then 2e-4 unless --lr or --full says otherwise
+    #[arg(long)]
+    full_finetune: bool,
+    /// Rank of the adapter
+    #[arg(long, conflicts_with = "full_finetune")]
+    lora_r: Option<usize>,
+    /// Texts a step
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Worked examples before a question
+    #[arg(long)]
+    few_shot: Option<usize>,
+    /// Wrong answers offered beside the right one
+    #[arg(long)]
+    distractors: Option<usize>,
+    /// Threads; all cores when left out. The result does not depend on it
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
-impl Default for Args {
-    fn default() -> Self {
-        Args { out: "out/reproduce".into(), people: None, copies: None, epochs: None, seeds: None }
-    }
+/// Texts of one's own.
+struct Own {
+    reported: Corpus,
+    tuning: Corpus,
+    held_out: Corpus,
 }
 
 impl Args {
-    fn protocol(&self) -> Protocol {
-        let base = Protocol::reduced();
-        Protocol {
-            pair: "minute".into(),
-            people: self.people.unwrap_or(base.people),
-            copies: self.copies.unwrap_or(base.copies),
-            epochs: self.epochs.unwrap_or(base.epochs),
-            seeds: self.seeds.clone().unwrap_or(base.seeds.clone()),
-            ..base
+    fn out(&self) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| "out/reproduce".into())
+    }
+
+    fn protocol(&self, own: Option<&Own>, pair: &Pair) -> anyhow::Result<Protocol> {
+        let mut p = if self.full { Protocol::full() } else { Protocol::reduced() };
+        p.pair = pair.name();
+        p.third.clone_from(&self.onto);
+        if !self.student.is_empty() || self.onto.is_some() {
+            p.students = self.student.iter().map(|name| student(name)).collect::<Result<_, _>>()?;
+            p.students.extend(self.onto.as_ref().map(|_| Student::Third));
         }
+        if self.conditions == ["all"] {
+            p.conditions = Condition::ALL.to_vec();
+        } else if !self.conditions.is_empty() {
+            p.conditions = self.conditions.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        }
+        if let Some(own) = own {
+            p.corpus = self.corpus.as_ref().map(|path| path.display().to_string());
+            p.people = own.reported.documents.len();
+            p.tuning_people = own.tuning.documents.len();
+            p.held_out = own.held_out.documents.len();
+        }
+        set(&mut p.people, self.people);
+        set(&mut p.tuning_people, self.tuning_people);
+        set(&mut p.texts, self.texts);
+        set(&mut p.copies, self.copies);
+        set(&mut p.epochs, self.epochs);
+        set(&mut p.seeds, self.seeds.clone());
+        p.full_finetuning = self.full_finetune;
+        if self.full_finetune && !self.full {
+            p.learning_rates = vec![2e-4];
+        }
+        set(&mut p.alphas, self.alpha.clone());
+        set(&mut p.betas, self.beta.clone());
+        set(&mut p.learning_rates, self.lr.clone());
+        set(&mut p.noise, self.noise);
+        set(&mut p.lora_r, self.lora_r);
+        set(&mut p.batch_size, self.batch_size);
+        set(&mut p.few_shot, self.few_shot);
+        set(&mut p.distractors, self.distractors);
+        p.validate()?;
+        for (name, given) in [("--alpha", &self.alpha), ("--beta", &self.beta), ("--lr", &self.lr)] {
+            if let Some(values) = given.as_ref().filter(|v| v.len() > 1 && p.tuning_people == 0) {
+                let expected = "one value, or --tuning-people (--tuning-corpus) on whom to choose";
+                return Err(Error::option(name, format!("{values:?}"), expected).into());
+            }
+        }
+        Ok(p)
+    }
+
+    fn own(&self) -> anyhow::Result<Option<Own>> {
+        let Some(path) = &self.corpus else { return Ok(None) };
+        let read = |path: &Option<PathBuf>| path.as_ref().map_or(Ok(Corpus::default()), Corpus::read);
+        let mut reported = Corpus::read(path)?;
+        let mut tuning = read(&self.tuning_corpus)?;
+        if let Some(texts) = self.examples {
+            reported = reported.set_examples_aside(texts)?;
+        }
+        // Options are chosen with the same worked examples unless the other file brings its own.
+        if tuning.examples.is_empty() {
+            tuning.examples.clone_from(&reported.examples);
+        }
+        Ok(Some(Own { reported, tuning, held_out: read(&self.held_out)? }))
+    }
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+fn student(name: &str) -> Result<Student, Error> {
+    match name {
+        "small" => Ok(Student::Small),
+        "large" => Ok(Student::Large),
+        _ => Err(Error::option("--student", name, "small, large, or both; a third model is named by --onto")),
     }
 }
 
 /// Runs the experiment.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let protocol = args.protocol();
-    protocol.validate()?;
+    let start = Instant::now();
+    super::use_threads(args.threads)?;
+    let out = args.out();
+    let own = args.own()?;
+    let pair = Pair::of(args, &out);
+    let protocol = args.protocol(own.as_ref(), &pair)?;
     println!("{}", protocol.describe());
-    let pair = load_pair(&args.out.join("models"))?;
-    let mut runner = PairRunner::new(pair);
-    let outcome = experiment::run(&protocol, args.out.join("cells"), &mut runner)?;
-    let bootstrap = Bootstrap::default();
-    let mut files = outcome.write(&args.out, &bootstrap)?;
-    let report = args.out.join("report.html");
-    let pictures = TextPicture::of(runner.contrast()?).first(3);
-    let where_they_look = Section::new("Where the two models look")
-        .paragraph("The first three texts, coloured by the large model's attention minus the small one's; hover a token for its numbers.")
-        .raw(pictures.fragment());
-    experiment_page(&outcome, &bootstrap)?.section(where_they_look).write(&report)?;
-    for table in experiment_tables(&outcome, &bootstrap)? {
+    let onto = args.onto.clone();
+    let mut runner = PairRunner::loading(move || {
+        Ok(Models { pair: pair.load()?, third: onto.as_deref().map(load_model).transpose()? })
+    });
+    if let Some(own) = own {
+        runner = runner.texts(own.reported, own.tuning, own.held_out.documents);
+    }
+    let mut outcome = experiment::run(&protocol, out.join("cells"), &mut runner)?;
+    let where_they_look = clues(runner.contrast()?, protocol.alphas[0], protocol.betas[0])?;
+    let summary = outcome.summary(&Bootstrap::default())?;
+    let mut files = outcome.write(&out, &summary)?;
+    let people = out.join("texts.jsonl");
+    runner.corpus().write(&people)?;
+    files.push(people);
+    for table in experiment_tables(&outcome, &summary)? {
         println!("\n{table}");
     }
+    let spent = format!("{:.0} s", start.elapsed().as_secs_f64());
+    outcome.provenance = origin(&outcome, &spent);
+    let report = out.join("report.html");
+    experiment_page(&outcome, &summary)?.section(where_they_look).write(&report)?;
     files.push(report);
     for file in &files {
         println!("{}", file.display());
     }
+    println!("total time {spent}");
     Ok(())
+}
+
+/// Where the results came from: the command, this machine, and the time it took.
+fn origin(outcome: &Outcome, spent: &str) -> cluescope::provenance::Provenance {
+    let cells = || outcome.rows.iter().chain(&outcome.tuning);
+    let all: f64 = cells().map(|row| row.measured.seconds).sum();
+    let mut origin = outcome.provenance.clone().with_machine();
+    origin.command = super::command_line();
+    origin.option("total time of this run", spent).option(
+        "time of all cells, earlier runs included",
+        format!("{all:.0} s in {} cells", cells().count()),
+    )
+}
+
+/// Where the pair comes from.
+enum Pair {
+    /// Two sources.
+    Named(String, String),
+    /// The one in this project's `datasets` folder.
+    Bundled,
+    /// Stands in while that one is missing: trained from nothing into this folder.
+    Minute(PathBuf),
+}
+
+impl Pair {
+    fn of(args: &Args, out: &Path) -> Self {
+        match (&args.small, &args.large) {
+            (Some(small), Some(large)) => Pair::Named(small.clone(), large.clone()),
+            _ if ModelPair::load("nano").is_ok() => Pair::Bundled,
+            _ => Pair::Minute(out.join("models")),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Pair::Named(small, large) => format!("{small} + {large}"),
+            Pair::Bundled => "nano".into(),
+            Pair::Minute(_) => "minute".into(),
+        }
+    }
+
+    fn load(&self) -> cluescope::Result<ModelPair> {
+        match self {
+            Pair::Named(small, large) => Ok(ModelPair::new(load_model(small)?, load_model(large)?)),
+            Pair::Bundled => ModelPair::load("nano"),
+            Pair::Minute(folder) => stand_in(folder),
+        }
+    }
 }
 
 /// Two sizes of one decoder, trained here from generated text, about half a minute each, and kept in `folder`: the
 /// next call finds them.
-fn load_pair(folder: &Path) -> anyhow::Result<ModelPair> {
-    let one = |size| -> anyhow::Result<Model> {
-        let recipe = Recipe::minute(size);
-        Ok(pretrain(&recipe, folder).with_context(|| format!("training {}", recipe.name))?.model)
-    };
+fn stand_in(folder: &Path) -> cluescope::Result<ModelPair> {
+    let one = |size| Ok::<_, Error>(pretrain(&Recipe::minute(size), folder)?.model);
     Ok(ModelPair::new(one(Size::Small)?, one(Size::Large)?))
 }

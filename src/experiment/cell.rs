@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::evaluate::{Perplexity, QuizResult};
 
 /// Raised when the meaning of a cell changes, so that older files are not taken for new ones.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Whether a cell helps to choose options or is reported; the two use different people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Cell {
     pub stage: Stage,
     /// Content hashes of the small and the large model.
     pub models: [String; 2],
+    /// Content hash of the third model, where it is the student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub third: Option<String>,
     /// Content hash of the texts and questions.
     pub corpus: String,
     /// Content hash of the texts for perplexity.
@@ -51,6 +54,9 @@ pub struct Cell {
     /// Peak learning rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
+    /// Share of input tokens replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
     /// Copies, where the condition has copies or makes up for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies: Option<usize>,
@@ -58,8 +64,9 @@ pub struct Cell {
     pub epochs: usize,
     /// Texts a step.
     pub batch_size: usize,
-    /// Rank of the adapter.
-    pub lora_r: usize,
+    /// Rank of the adapter; none without training, and where every weight is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_r: Option<usize>,
     /// People asked about.
     pub people: usize,
     /// Worked examples before a question.
@@ -83,6 +90,7 @@ impl Cell {
             recipe: RECIPE,
             stage,
             models: inputs.models.clone(),
+            third: inputs.third.clone().filter(|_| student == Student::Third),
             corpus: if stage == Stage::Tune { inputs.tuning.clone() } else { inputs.reported.clone() },
             held_out: inputs.held_out.clone(),
             student,
@@ -91,10 +99,11 @@ impl Cell {
             alpha: condition.uses_alpha().then_some(alpha),
             beta: condition.uses_beta().then_some(beta),
             learning_rate: trains.then_some(learning_rate),
+            noise: (condition == Condition::Denoising).then_some(protocol.noise),
             copies: (trains && condition != Condition::Plain).then_some(protocol.copies),
             epochs: if trains { protocol.epochs } else { 0 },
             batch_size: protocol.batch_size,
-            lora_r: protocol.lora_r,
+            lora_r: (trains && !protocol.full_finetuning).then_some(protocol.lora_r),
             people: if stage == Stage::Tune { protocol.tuning_people } else { protocol.people },
             few_shot: protocol.few_shot,
             distractors: protocol.distractors,
@@ -124,7 +133,14 @@ pub struct Measured {
     pub loss: Vec<LossPoint>,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Wall time of training and quiz.
+    /// Training texts cut at the greatest length.
+    #[serde(default)]
+    pub truncated: usize,
+    /// Copies left out because dropout left nothing of them, and texts too short to train on.
+    #[serde(default)]
+    pub left_out: usize,
+    /// Wall time of training and quiz, over all interruptions; what a process spent in the part in which it was
+    /// killed is not in it.
     pub seconds: f64,
 }
 
@@ -142,6 +158,8 @@ pub struct Row {
 pub struct Inputs {
     /// The small and the large model.
     pub models: [String; 2],
+    /// A third model that is trained.
+    pub third: Option<String>,
     /// Texts and questions of the reported cells.
     pub reported: String,
     /// Texts and questions, about others, on which options are chosen.

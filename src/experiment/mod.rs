@@ -12,11 +12,19 @@
 //! | `own_attention` | copies dropped by the student's own attention | is the other model needed? |
 //! | `large_attention` | copies dropped by the large model's attention | is the difference needed? |
 //! | `attention_difference` | copies dropped by large − small | the paper's method |
+//! | `denoising` | the originals as often, noise in the input (D-AR) | is it the texts or only noise? |
+//! | `eda`, `sentence_shuffle`, `biography_permutation` | copies changed without a model | do cheaper changes do? |
+//! | `released_random` | as the authors' script: copies alone, tokens *kept* with probability α, blanks where they were | what did the script measure? |
+//! | `released_own_attention`, `released_difference` | the same by the script's "attention", 1, 1/2, 1/3, … in every model | |
+//!
+//! The first seven are [`Condition::MAIN`]. The script's difference is rounding noise; here it is exactly 0, and ties rank in
+//! the order of the text, so both of its guides drop by position.
 //!
 //! Source: paper, section 4; the second and third controls are this library's.
 
 mod cell;
 mod condition;
+mod group;
 mod outcome;
 mod pair_runner;
 mod protocol;
@@ -25,9 +33,9 @@ mod store;
 mod summary;
 
 pub use cell::{Cell, Inputs, LossPoint, Measured, Row, Runner, Stage};
-pub use condition::{Condition, Student};
+pub use condition::{Condition, Student, Texts};
 pub use outcome::Outcome;
-pub use pair_runner::PairRunner;
+pub use pair_runner::{Models, PairRunner};
 pub use protocol::{Criterion, Protocol};
 pub use run::run;
 pub use store::{Store, run_cells};

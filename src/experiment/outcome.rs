@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetWriter, SerWriter};
 
 use super::cell::Row;
+use super::condition::Student;
 use super::protocol::Protocol;
 use super::store::Store;
 use super::summary::{Summary, summarize};
@@ -77,15 +78,18 @@ impl Outcome {
         Ok(all.unwrap_or_default())
     }
 
-    /// Writes `results`, `summary` and, after a search, `tuning` as `.parquet` and `.csv`, and `answers.parquet`, into
-    /// `folder`; returns the paths.
+    /// Writes `results`, `summary`, `differences` and, after a search, `tuning` as `.parquet` and `.csv`, and
+    /// `answers.parquet`, into `folder`; returns the paths. `summary` is what [`Outcome::summary`] gave.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file; errors of [`Outcome::summary`].
-    pub fn write(&self, folder: impl AsRef<Path>, bootstrap: &Bootstrap) -> Result<Vec<PathBuf>> {
+    /// [`Error::Io`] naming the file.
+    pub fn write(&self, folder: impl AsRef<Path>, summary: &[Summary]) -> Result<Vec<PathBuf>> {
         let folder = folder.as_ref();
-        let mut tables =
-            vec![("results", self.frame()?), ("summary", summary_frame(&self.summary(bootstrap)?)?)];
+        let mut tables = vec![
+            ("results", self.frame()?),
+            ("summary", summary_frame(summary)?),
+            ("differences", differences_frame(summary)?),
+        ];
         if !self.tuning.is_empty() {
             tables.push(("tuning", self.tuning_frame()?));
         }
@@ -100,6 +104,11 @@ impl Outcome {
         }
         paths.push(write_parquet(folder, "answers", &mut self.answers()?)?);
         Ok(paths)
+    }
+
+    /// The rows of one trained model.
+    pub fn rows_of(&self, student: Student) -> Vec<&Row> {
+        self.rows.iter().filter(|row| row.cell.student == student).collect()
     }
 }
 
@@ -117,7 +126,7 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
     let mut columns = vec![
         text("student", rows, |r| r.cell.student.name()),
         text("condition", rows, |r| r.cell.condition.name()),
-        Column::new("seed".into(), rows.iter().map(|r| r.cell.seed).collect::<Vec<_>>()),
+        count("seed", rows, |r| r.cell.seed),
         number("alpha", rows, |r| r.cell.alpha),
         number("beta", rows, |r| r.cell.beta),
         number("learning_rate", rows, |r| r.cell.learning_rate),
@@ -134,8 +143,10 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
         Column::new("too_long".into(), totals.iter().map(|s| s.too_long as u64).collect::<Vec<_>>()),
         number("perplexity", rows, |r| r.measured.perplexity.map(|p| p.value())),
         number("last_loss", rows, |r| r.measured.loss.last().map(|l| l.loss)),
-        Column::new("steps".into(), rows.iter().map(|r| r.measured.loss.len() as u64).collect::<Vec<_>>()),
-        Column::new("tokens".into(), rows.iter().map(|r| r.measured.tokens).collect::<Vec<_>>()),
+        count("steps", rows, |r| r.measured.loss.len() as u64),
+        count("tokens", rows, |r| r.measured.tokens),
+        count("truncated", rows, |r| r.measured.truncated as u64),
+        count("left_out", rows, |r| r.measured.left_out as u64),
         number("seconds", rows, |r| Some(r.measured.seconds)),
         Column::new("cell".into(), keys?),
     ];
@@ -158,36 +169,45 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
     Ok(DataFrame::new(rows.len(), columns)?)
 }
 
-/// One row a summary.
+/// One row a mean.
 fn summary_frame(all: &[Summary]) -> Result<DataFrame> {
+    let rows: Vec<(&Summary, &Interval)> = all.iter().map(|s| (s, &s.value)).collect();
+    intervals(&rows, Vec::new())
+}
+
+/// One row a difference of two conditions.
+fn differences_frame(all: &[Summary]) -> Result<DataFrame> {
+    let flat = || all.iter().flat_map(|s| s.differences.iter().map(move |d| (s, d)));
+    let rows: Vec<(&Summary, &Interval)> = flat().map(|(s, d)| (s, &d.1)).collect();
+    let base: Vec<&str> = flat().map(|(_, d)| d.0.name()).collect();
+    intervals(&rows, vec![Column::new("minus".into(), base)])
+}
+
+/// What each interval is of, `extra`, and the interval.
+fn intervals(rows: &[(&Summary, &Interval)], extra: Vec<Column>) -> Result<DataFrame> {
     let mut columns = vec![
-        text("student", all, |s| s.student.name()),
-        text("condition", all, |s| s.condition.name()),
-        text("group", all, |s| s.group.kind()),
-        text("of", all, |s| s.group.label()),
-        text("measure", all, |s| s.measure.name()),
+        text("student", rows, |r| r.0.student.name()),
+        text("condition", rows, |r| r.0.condition.name()),
     ];
-    let parts: [(&str, fn(&Summary) -> Option<Interval>); 3] = [
-        ("", |s| Some(s.value)),
-        ("minus_plain_", |s| s.minus_plain),
-        ("minus_equal_steps_", |s| s.minus_equal_steps),
-    ];
-    for (prefix, get) in parts {
-        let ends: [(&str, fn(Interval) -> f64); 3] =
-            [("estimate", |i| i.estimate), ("low", |i| i.low), ("high", |i| i.high)];
-        for (name, end) in ends {
-            columns.push(number(&format!("{prefix}{name}"), all, |s| get(s).map(end)));
-        }
-    }
-    let count = |name: &str, get: fn(&Interval) -> u64| {
-        Column::new(name.into(), all.iter().map(|s| get(&s.value)).collect::<Vec<_>>())
-    };
-    columns.push(count("values", |i| i.values));
-    columns.push(count("seeds", |i| i.seeds as u64));
-    columns.push(count("persons", |i| i.persons as u64));
-    columns.push(count("resamples", |i| i.resamples as u64));
-    columns.push(number("level", all, |s| Some(s.value.level)));
-    Ok(DataFrame::new(all.len(), columns)?)
+    columns.extend(extra);
+    columns.extend([
+        text("group", rows, |r| r.0.group.kind()),
+        text("of", rows, |r| r.0.group.label()),
+        text("measure", rows, |r| r.0.measure.name()),
+        number("estimate", rows, |r| Some(r.1.estimate)),
+        number("low", rows, |r| Some(r.1.low)),
+        number("high", rows, |r| Some(r.1.high)),
+        count("values", rows, |r| r.1.values),
+        count("seeds", rows, |r| r.1.seeds as u64),
+        count("persons", rows, |r| r.1.persons as u64),
+        count("resamples", rows, |r| r.1.resamples as u64),
+        number("level", rows, |r| Some(r.1.level)),
+    ]);
+    Ok(DataFrame::new(rows.len(), columns)?)
+}
+
+fn count<T>(name: &str, rows: &[T], get: impl Fn(&T) -> u64) -> Column {
+    Column::new(name.into(), rows.iter().map(get).collect::<Vec<_>>())
 }
 
 fn text<'a, T>(name: &str, rows: &'a [T], get: impl Fn(&'a T) -> &'a str) -> Column {

@@ -1,30 +1,67 @@
 //! Runs cells on a pair of models: attention once, then dropout, fine-tuning and quiz for each cell.
 
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::cell::{Cell, Inputs, LossPoint, Measured, Runner, Stage};
-use super::condition::{Condition, Student};
+use super::condition::{Student, Texts};
+use super::group::Group;
 use super::protocol::Protocol;
-use crate::augment::Augment;
-use crate::contrast::{Contrast, GuideText, ModelPair};
-use crate::corpus::{Biographies, Corpus, Document};
+use crate::contrast::{Contrast, ModelPair};
+use crate::corpus::{Biographies, Corpus, Document, Templates};
 use crate::error::{Error, Result};
 use crate::evaluate::Quiz;
+use crate::files::{read_text, write_atomic};
 use crate::model::Model;
 use crate::provenance::content_hash;
 use crate::train::Finetune;
 
-/// Optimiser steps between checkpoints within a cell, so that a killed run redoes little of it.
-const SAVE_STEPS: usize = 25;
+/// Time between checkpoints within a cell: a killed run redoes no more.
+const SAVE_EVERY: Duration = Duration::from_secs(45);
+
+/// The models of an experiment.
+#[derive(Debug, Clone)]
+pub struct Models {
+    /// Whose attention is compared.
+    pub pair: ModelPair,
+    /// A third model to be taught, where neither of the pair is.
+    pub third: Option<Model>,
+}
+
+impl From<ModelPair> for Models {
+    fn from(pair: ModelPair) -> Self {
+        Models { pair, third: None }
+    }
+}
+
+impl Models {
+    /// The model that `which` names.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when a third one is meant and there is none.
+    pub fn student(&self, which: Student) -> Result<&Model> {
+        match which {
+            Student::Small => Ok(&self.pair.small),
+            Student::Large => Ok(&self.pair.large),
+            Student::Third => {
+                let expected = "a third model; the runner was given a pair only";
+                self.third.as_ref().ok_or_else(|| Error::option("student", which, expected))
+            }
+        }
+    }
+}
+
+type Load = Arc<dyn Fn() -> Result<Models> + Send + Sync>;
 
 /// The experiment with a pair of models, on generated biographies or on texts of one's own.
 ///
 /// The people asked about, the people on whom options are chosen and the people of the held-out texts are three disjoint
 /// groups; attention is measured once a group, when the first cell needs it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PairRunner {
-    pair: ModelPair,
+    models: Option<Models>,
+    load: Option<Load>,
     report: Group,
     tune: Group,
     held_out: Vec<Document>,
@@ -32,28 +69,21 @@ pub struct PairRunner {
     own: bool,
 }
 
-/// People, and where the two models look in their texts.
-#[derive(Debug, Clone, Default)]
-struct Group {
-    corpus: Corpus,
-    contrast: Option<Contrast>,
-}
-
-impl Group {
-    fn contrast(&mut self, pair: &ModelPair) -> Result<&Contrast> {
-        let measured = match self.contrast.take() {
-            Some(measured) => measured,
-            None => pair.contrast(&self.corpus)?,
-        };
-        Ok(self.contrast.insert(measured))
+impl std::fmt::Debug for PairRunner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PairRunner")
+            .field("models", &self.models)
+            .field("own", &self.own)
+            .finish_non_exhaustive()
     }
 }
 
 impl PairRunner {
-    /// A runner on `pair`; people are generated when [`run`](super::run()) says how many.
-    pub fn new(pair: ModelPair) -> Self {
+    /// A runner on a pair (or on [`Models`]); people are generated when [`run`](super::run()) says how many.
+    pub fn new(models: impl Into<Models>) -> Self {
         PairRunner {
-            pair,
+            models: Some(models.into()),
+            load: None,
             report: Group::default(),
             tune: Group::default(),
             held_out: Vec::new(),
@@ -61,12 +91,26 @@ impl PairRunner {
         }
     }
 
-    /// A runner on texts and questions of one's own: `reported` for the table, `tuning`, about others, to choose options (empty
+    /// A runner that loads its models only when the texts are made and the questions known to be possible: models may
+    /// take minutes, and a mistake in the protocol should not.
+    pub fn loading(load: impl Fn() -> Result<Models> + Send + Sync + 'static) -> Self {
+        PairRunner {
+            models: None,
+            load: Some(Arc::new(load)),
+            report: Group::default(),
+            tune: Group::default(),
+            held_out: Vec::new(),
+            own: false,
+        }
+    }
+
+    /// Uses texts and questions of one's own: `reported` for the table, `tuning`, about others, to choose options (empty
     /// where the protocol has no tuning people), `held_out` for perplexity (may be empty). The protocol's numbers of
     /// people then only say whether there is a search.
-    pub fn with_texts(pair: ModelPair, reported: Corpus, tuning: Corpus, held_out: Vec<Document>) -> Self {
-        let group = |corpus| Group { corpus, contrast: None };
-        PairRunner { pair, report: group(reported), tune: group(tuning), held_out, own: true }
+    pub fn texts(mut self, reported: Corpus, tuning: Corpus, held_out: Vec<Document>) -> Self {
+        (self.report, self.tune, self.held_out) = (Group::new(reported), Group::new(tuning), held_out);
+        self.own = true;
+        self
     }
 
     /// The people of the report; none before the run.
@@ -79,36 +123,74 @@ impl PairRunner {
     /// # Errors
     /// As [`ModelPair::contrast`].
     pub fn contrast(&mut self) -> Result<&Contrast> {
-        self.report.contrast(&self.pair)
+        let models = self.models()?;
+        self.report.contrast(&models, Student::Small, false)
     }
+
+    fn models(&mut self) -> Result<Models> {
+        let models = match (&self.models, &self.load) {
+            (Some(models), _) => models.clone(),
+            (None, Some(load)) => load()?,
+            (None, None) => return Err(Error::Stopped("experiment: no models to run".into())),
+        };
+        self.models = Some(models.clone());
+        Ok(models)
+    }
+
+    fn generate(&mut self, protocol: &Protocol) -> Result<()> {
+        let (people, tuning, held_out) = (protocol.people, protocol.tuning_people, protocol.held_out);
+        self.report = Group::new(biographies(protocol, protocol.texts, "test", people, 0)?);
+        self.tune = Group::new(biographies(protocol, protocol.texts, "validation", tuning, 0)?);
+        // Other sentences than those trained on: what is measured is what was forgotten, not what was practised.
+        let other = if protocol.texts == Texts::Varied { Texts::Paper } else { Texts::Varied };
+        self.held_out = biographies(protocol, other, "validation", held_out, tuning)?.documents;
+        Ok(())
+    }
+}
+
+fn biographies(protocol: &Protocol, texts: Texts, split: &str, n: usize, offset: usize) -> Result<Corpus> {
+    if n == 0 {
+        return Ok(Corpus::default());
+    }
+    let people = Biographies::new(n).seed(protocol.people_seed).split(split).offset(offset);
+    let people = match texts {
+        Texts::Paper => people,
+        Texts::Permuted => people.permute_sentences(true),
+        Texts::FullName => people.full_name(true),
+        Texts::Varied => people.templates(Templates::Varied),
+    };
+    people.generate()
 }
 
 impl Runner for PairRunner {
     fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs> {
         if !self.own {
-            let people = |split: &str, n: usize, offset: usize| -> Result<Corpus> {
-                if n == 0 {
-                    return Ok(Corpus::default());
-                }
-                Biographies::new(n).seed(protocol.people_seed).split(split).offset(offset).generate()
-            };
-            self.report = Group { corpus: people("test", protocol.people, 0)?, contrast: None };
-            self.tune = Group { corpus: people("validation", protocol.tuning_people, 0)?, contrast: None };
-            self.held_out = people("validation", protocol.held_out, protocol.tuning_people)?.documents;
+            self.generate(protocol)?;
         }
-        // A quiz without questions would fail only after the first training.
-        let asked = [
-            ("the corpus", &self.report, true),
-            ("the tuning corpus", &self.tune, protocol.tuning_people > 0),
-        ];
-        if let Some((name, ..)) = asked.iter().find(|(_, g, needed)| *needed && g.corpus.questions.is_empty())
-        {
-            return Err(Error::Stopped(format!(
-                "experiment: {name} has no questions; nothing could be measured"
-            )));
+        // A quiz that cannot be asked would fail only after the first training: first the questions, which need no model,
+        // then what of them the models can read.
+        let quiz = Quiz::few_shot(protocol.few_shot).distractors(protocol.distractors);
+        let mut asked = vec![("the reported texts", &self.report.corpus)];
+        if protocol.tuning_people > 0 {
+            asked.push(("the tuning texts", &self.tune.corpus));
+        }
+        for (name, corpus) in &asked {
+            if corpus.questions.is_empty() {
+                let message = format!("experiment: {name} have no questions; nothing could be measured");
+                return Err(Error::Stopped(message));
+            }
+            quiz.check(corpus)?;
+        }
+        let models = self.models()?;
+        let asked = [&self.report.corpus, &self.tune.corpus];
+        for &student in &protocol.students {
+            for corpus in asked.into_iter().filter(|corpus| !corpus.questions.is_empty()) {
+                quiz.check_for(models.student(student)?, corpus)?;
+            }
         }
         Ok(Inputs {
-            models: [self.pair.small.hash().to_string(), self.pair.large.hash().to_string()],
+            models: [models.pair.small.hash().to_string(), models.pair.large.hash().to_string()],
+            third: models.third.as_ref().map(|third| third.hash().to_string()),
             reported: hash(&self.report.corpus)?,
             tuning: hash(&self.tune.corpus)?,
             held_out: hash(&self.held_out)?,
@@ -116,80 +198,80 @@ impl Runner for PairRunner {
     }
 
     fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured> {
-        let start = Instant::now();
-        let pair = self.pair.clone();
-        let student = match cell.student {
-            Student::Small => &pair.small,
-            Student::Large => &pair.large,
-        };
+        let models = self.models()?;
+        let student = models.student(cell.student)?;
         let group = match cell.stage {
             Stage::Tune => &mut self.tune,
             Stage::Report => &mut self.report,
         };
-        let run = match texts(cell, &pair, student, group)? {
-            Some(corpus) => Some(student.finetune(&corpus, finetune(cell, scratch))?),
+        // Attention is measured in here, once a group: it is not this cell's time.
+        let texts = group.taught(cell, &models)?;
+        let mut clock = Clock::open(scratch)?;
+        let run = match &texts {
+            Some(texts) => Some(clock.time(|| student.finetune(&texts.corpus, finetune(cell, scratch)))?),
             None => None,
         };
         let trained = run.as_ref().map_or(student, |run| &run.model);
-        let quiz = Quiz::few_shot(cell.few_shot).distractors(cell.distractors);
-        let quiz = trained.quiz(&group.corpus, quiz)?;
-        let perplexity =
-            if self.held_out.is_empty() { None } else { Some(trained.perplexity(&self.held_out)?) };
+        let quiz = Quiz::few_shot(cell.few_shot)
+            .distractors(cell.distractors)
+            .checkpoint(scratch.join("answers.json"));
+        let quiz = clock.time(|| trained.quiz(&group.corpus, quiz))?;
+        let perplexity = if self.held_out.is_empty() {
+            None
+        } else {
+            Some(clock.time(|| trained.perplexity(&self.held_out))?)
+        };
+        let steps = run.iter().flat_map(|r| &r.steps);
         Ok(Measured {
             quiz,
             perplexity,
-            loss: run
-                .iter()
-                .flat_map(|r| &r.steps)
-                .map(|s| LossPoint { step: s.step, loss: s.loss })
-                .collect(),
+            loss: steps.map(|s| LossPoint { step: s.step, loss: s.loss }).collect(),
             tokens: run.as_ref().map_or(0, |r| r.tokens() as u64),
-            seconds: start.elapsed().as_secs_f64(),
+            truncated: run.as_ref().map_or(0, |r| r.truncated),
+            left_out: texts.map_or(0, |t| t.blank) + run.as_ref().map_or(0, |r| r.skipped.len()),
+            seconds: clock.seconds,
         })
     }
 }
 
-/// What the student reads; `None` when it is not trained.
-fn texts(cell: &Cell, pair: &ModelPair, student: &Model, group: &mut Group) -> Result<Option<Corpus>> {
-    let copies = cell.copies.unwrap_or(0);
-    let guided = |guide| Augment::by_guide(guide).beta(cell.beta.unwrap_or_default());
-    let augment = match cell.condition {
-        Condition::Untrained => return Ok(None),
-        Condition::Plain | Condition::PlainEqualSteps => Augment::plain(),
-        Condition::Random => Augment::random().tokenizer(student.tokenizer()),
-        Condition::OwnAttention => guided(side(group.contrast(pair)?, cell.student)),
-        Condition::LargeAttention => guided(side(group.contrast(pair)?, Student::Large)),
-        Condition::AttentionDifference => guided(group.contrast(pair)?.guide()),
-    };
-    let augment = augment.alpha(cell.alpha.unwrap_or_default()).copies(copies).seed(cell.seed);
-    Ok(Some(augment.apply(&group.corpus)?))
-}
-
-/// One model's attention as a guide.
-fn side(contrast: &Contrast, which: Student) -> Vec<GuideText> {
-    contrast
-        .texts
-        .iter()
-        .map(|text| {
-            let score = match which {
-                Student::Small => &text.small,
-                Student::Large => &text.large,
-            };
-            GuideText::new(&text.id, text.offsets.clone(), score.clone())
-        })
-        .collect()
-}
-
 fn finetune(cell: &Cell, scratch: &Path) -> Finetune {
-    let finetune = Finetune::lora(cell.lora_r)
+    let mut finetune = cell.lora_r.map_or_else(Finetune::full, Finetune::lora);
+    if let Some(rate) = cell.learning_rate {
+        finetune = finetune.learning_rate(rate);
+    }
+    if let Some(noise) = cell.noise {
+        finetune = finetune.denoise(noise);
+    }
+    finetune
         .epochs(cell.epochs)
         .batch_size(cell.batch_size)
         .seed(cell.seed)
         .checkpoint(scratch)
-        .save_steps(SAVE_STEPS);
-    match cell.learning_rate {
-        Some(rate) => finetune.learning_rate(rate),
-        None => finetune,
+        .save_every(SAVE_EVERY)
+}
+
+/// Seconds a cell took, over interruptions.
+struct Clock {
+    path: PathBuf,
+    seconds: f64,
+}
+
+impl Clock {
+    fn open(scratch: &Path) -> Result<Self> {
+        let path = scratch.join("seconds");
+        // A clock that cannot be read starts anew; no result depends on it.
+        let seconds = if path.exists() { read_text(&path)?.trim().parse().unwrap_or(0.0) } else { 0.0 };
+        Ok(Clock { path, seconds })
+    }
+
+    /// Runs `work` and keeps its time, also when it is interrupted.
+    fn time<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let done = work();
+        self.seconds += start.elapsed().as_secs_f64();
+        let path = &self.path;
+        write_atomic(path, |out| writeln!(out, "{}", self.seconds).map_err(Error::io(path)))?;
+        done
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::condition::{Condition, Student};
+use super::condition::{Condition, Student, Texts};
 use crate::error::{Error, Result};
 
 /// What the best options are chosen by, on people outside the reported table.
@@ -23,13 +23,14 @@ pub enum Criterion {
 /// |---|---|---|---|
 /// | `people` | 50 | 100 | people trained on and asked about (paper: 100) |
 /// | `tuning_people` | 0 | 50 | other people, on whom α, β and the learning rate are chosen; 0: the first of each is taken |
-/// | `held_out` | 50 | 100 | texts about still others, for perplexity |
+/// | `held_out` | 50 | 100 | texts about still others, in other sentences, for perplexity |
 /// | `copies` | 10 | 10 | augmented copies a text, beside the original |
 /// | `epochs` | 10 | 20 | passes over originals and copies |
 /// | `seeds` | 1–2 | 1–5 | training seeds: copies, order, adapter |
 /// | `alphas` | 0.6 | 0.6, 0.7 | largest drop probability |
 /// | `betas` | 0.05 | 0.05, 0.03, 0.01, 0.005 | rise with rank |
 /// | `learning_rates` | 1e-3 | 1e-3, 5e-4, 2e-4 | peak |
+/// | `noise` | 0.1 | 0.1 | share of input tokens that D-AR replaces (its source leaves it open) |
 /// | `batch_size` | 8 | 8 | texts a step |
 /// | `lora_r` | 16 | 16 | rank of the adapter |
 /// | `few_shot` | 5 | 5 | worked examples before a question |
@@ -40,12 +41,20 @@ pub struct Protocol {
     pub name: String,
     /// The pair of models, as it is loaded.
     pub pair: String,
-    /// Which of the two are trained.
+    /// Source of a third model, where that is the student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub third: Option<String>,
+    /// Which models are trained.
     pub students: Vec<Student>,
     /// What is compared.
     pub conditions: Vec<Condition>,
     /// Training seeds of the reported cells.
     pub seeds: Vec<u64>,
+    /// Where the texts come from, when they are not generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
+    /// How the biographies are written.
+    pub texts: Texts,
     /// People trained on and asked about.
     pub people: usize,
     /// Seed of the generated people; the people for tuning and held-out texts follow from it and are others.
@@ -68,8 +77,12 @@ pub struct Protocol {
     pub betas: Vec<f64>,
     /// Peak learning rates to try.
     pub learning_rates: Vec<f64>,
+    /// Share of input tokens replaced under [`Condition::Denoising`].
+    pub noise: f64,
     /// Texts a step.
     pub batch_size: usize,
+    /// Whether every weight is trained instead of an adapter.
+    pub full_finetuning: bool,
     /// Rank of the adapter.
     pub lora_r: usize,
     /// Worked examples before a question.
@@ -83,11 +96,12 @@ impl Protocol {
     pub fn reduced() -> Self {
         Protocol {
             name: "reduced".into(),
-            seeds: vec![1, 2],
             people: 50,
             tuning_people: 0,
             held_out: 50,
+            copies: 10,
             epochs: 10,
+            seeds: vec![1, 2],
             alphas: vec![0.6],
             betas: vec![0.05],
             learning_rates: vec![1e-3],
@@ -99,22 +113,27 @@ impl Protocol {
     pub fn full() -> Self {
         Protocol {
             name: "full".into(),
-            pair: "nano".into(),
-            students: vec![Student::Small],
-            conditions: Condition::ALL.to_vec(),
-            seeds: vec![1, 2, 3, 4, 5],
             people: 100,
-            people_seed: 2024,
             tuning_people: 50,
-            tuning_seed: 0,
-            criterion: Criterion::ChoiceAccuracy,
             held_out: 100,
             copies: 10,
             epochs: 20,
+            seeds: vec![1, 2, 3, 4, 5],
             alphas: vec![0.6, 0.7],
             betas: vec![0.05, 0.03, 0.01, 0.005],
             learning_rates: vec![1e-3, 5e-4, 2e-4],
+            pair: "nano".into(),
+            third: None,
+            students: vec![Student::Small],
+            conditions: Condition::MAIN.to_vec(),
+            corpus: None,
+            texts: Texts::Paper,
+            people_seed: 2024,
+            tuning_seed: 0,
+            criterion: Criterion::ChoiceAccuracy,
+            noise: 0.1,
             batch_size: 8,
+            full_finetuning: false,
             lora_r: 16,
             few_shot: 5,
             distractors: 9,
@@ -167,6 +186,13 @@ impl Protocol {
             |r| r > 0.0 && r.is_finite(),
             "above 0; the paper uses 5e-5 to 1e-3",
         )?;
+        if !(0.0..=1.0).contains(&self.noise) {
+            return Err(Error::option("noise", self.noise, "a share of the tokens, 0 to 1"));
+        }
+        if self.students.contains(&Student::Third) != self.third.is_some() {
+            let named = self.third.as_deref().unwrap_or("none");
+            return Err(Error::option("third", named, "named exactly when a third model is the student"));
+        }
         if self.criterion == Criterion::ChoiceAccuracy && self.distractors == 0 && self.tuning_people > 0 {
             return Err(Error::option(
                 "distractors",
@@ -210,19 +236,27 @@ impl Protocol {
                 self.alphas[0], self.betas[0], self.learning_rates[0]
             )
         };
+        let training =
+            if self.full_finetuning { "every weight".into() } else { format!("LoRA rank {}", self.lora_r) };
+        let people = match &self.corpus {
+            Some(corpus) => format!("{} texts of {corpus}", self.people),
+            None => {
+                let (n, seed, texts) = (self.people, self.people_seed, self.texts.name());
+                format!("{n} (generated, seed {seed}), {texts} texts, 5 questions each")
+            }
+        };
+        let third = self.third.as_ref().map_or(String::new(), |third| format!(", third model {third}"));
         format!(
-            "protocol    {}\nmodels      {} pair, student: {}\npeople      {} (generated, seed {})\ncopies      {} a text, with the original\n\
-             epochs      {}, {} texts a step, LoRA rank {}\nseeds       {}\nconditions  {}\noptions     {search}\n\
-             quiz        {}-shot, 5 questions a person, {} distractors\n",
+            "protocol    {}\nmodels      {} pair{third}, student: {}\npeople      {people}\n\
+             copies      {} a text, with the original\n\
+             epochs      {}, {} texts a step, {training}\nseeds       {}\nconditions  {}\noptions     {search}\n\
+             quiz        {}-shot, {} distractors\n",
             self.name,
             self.pair,
             students.join(", "),
-            self.people,
-            self.people_seed,
             self.copies,
             self.epochs,
             self.batch_size,
-            self.lora_r,
             seeds.join(", "),
             conditions.join(", "),
             self.few_shot,
@@ -250,6 +284,8 @@ mod tests {
         assert!(with(|p| p.betas = vec![f64::NAN]).starts_with("betas = NaN"));
         assert!(with(|p| p.seeds.clear()).starts_with("seeds = 0"));
         assert!(with(|p| p.seeds = vec![1, 2, 1]).contains("only once"));
+        assert!(with(|p| p.noise = 2.0).starts_with("noise = 2"));
+        assert!(with(|p| p.students = vec![Student::Third]).starts_with("third = none"));
         assert!(with(|p| p.distractors = 0).starts_with("distractors = 0"));
         assert!(Protocol::reduced().validate().is_ok() && Protocol::full().validate().is_ok());
     }

@@ -57,6 +57,9 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     for (part, hash) in ["small", "large"].iter().zip(&inputs.models) {
         provenance = provenance.model(format!("{} {part}", protocol.pair), hash);
     }
+    if let (Some(third), Some(hash)) = (&protocol.third, &inputs.third) {
+        provenance = provenance.model(third, hash);
+    }
     Ok(Outcome { protocol: protocol.clone(), rows, tuning, provenance })
 }
 

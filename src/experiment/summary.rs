@@ -1,5 +1,8 @@
 //! Means and differences with their intervals, over seeds and persons.
 
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cell::Row;
@@ -111,10 +114,16 @@ pub struct Summary {
     pub measure: Measure,
     /// Its mean.
     pub value: Interval,
-    /// Its mean minus that of `plain`, paired by seed and person.
-    pub minus_plain: Option<Interval>,
-    /// Its mean minus that of `plain_equal_steps`, paired by seed and person.
-    pub minus_equal_steps: Option<Interval>,
+    /// Its mean minus those of other conditions, paired by seed and person; see [`Summary::minus`].
+    pub differences: Vec<(Condition, Interval)>,
+}
+
+impl Summary {
+    /// Its mean minus that of `base`, where that was compared: every trained condition with `plain` and
+    /// `plain_equal_steps`, and the attention difference with all.
+    pub fn minus(&self, base: Condition) -> Option<Interval> {
+        self.differences.iter().find(|(other, _)| *other == base).map(|(_, interval)| *interval)
+    }
 }
 
 /// Every measure of every condition in every group, in the order of the rows.
@@ -128,48 +137,60 @@ pub(super) fn summarize(rows: &[Row], edges: &[usize], bootstrap: &Bootstrap) ->
     }
     arms.sort();
     let bins = distance_bins(edges);
-    let mut all = Vec::new();
-    for group in groups(rows, &bins) {
-        let inside = |answer: &Answer| match &group {
-            Group::All => true,
-            Group::Field(field) => answer.field == *field,
-            Group::Distance(label) => bins
-                .iter()
-                .filter(|(name, _, _)| name == label)
-                .any(|(_, from, to)| answer.distance.is_some_and(|d| (*from..*to).contains(&d))),
-        };
-        for measure in Measure::ALL {
-            let cells_of = |student, condition| -> Result<Option<Cells>> {
-                let values: Vec<(u64, &str, f64)> = rows
-                    .iter()
-                    .filter(|r| r.cell.student == student && r.cell.condition == condition)
-                    .flat_map(|r| r.measured.quiz.answers.iter().map(move |a| (r.cell.seed, a)))
-                    .filter(|(_, a)| inside(a))
-                    .filter_map(|(seed, a)| Some((seed, a.document.as_str(), measure.of(a)?)))
-                    .collect();
-                if values.is_empty() { Ok(None) } else { Cells::new(values).map(Some) }
-            };
-            for &(student, condition) in &arms {
-                let Some(cells) = cells_of(student, condition)? else { continue };
-                let minus = |base: Condition| -> Result<Option<Interval>> {
-                    // Without training there are no seeds to pair by.
-                    if condition == base || !condition.trains() {
-                        return Ok(None);
-                    }
-                    let base = cells_of(student, base)?;
-                    base.map(|base| bootstrap.difference(&cells, &base)).transpose()
-                };
-                all.push(Summary {
-                    student,
-                    condition,
-                    group: group.clone(),
-                    measure,
-                    value: bootstrap.mean(&cells)?,
-                    minus_plain: minus(Condition::Plain)?,
-                    minus_equal_steps: minus(Condition::PlainEqualSteps)?,
-                });
+    let tasks: Vec<(Group, Measure)> = groups(rows, &bins)
+        .into_iter()
+        .flat_map(|group| Measure::ALL.map(|measure| (group.clone(), measure)))
+        .collect();
+    let all: Result<Vec<Vec<Summary>>> = tasks
+        .par_iter()
+        .map(|(group, measure)| one(rows, &arms, group, &bins, *measure, bootstrap))
+        .collect();
+    Ok(all?.into_iter().flatten().collect())
+}
+
+/// One measure in one group, a summary a condition that has it.
+fn one(
+    rows: &[Row],
+    arms: &[(Student, Condition)],
+    group: &Group,
+    bins: &[(String, usize, usize)],
+    measure: Measure,
+    bootstrap: &Bootstrap,
+) -> Result<Vec<Summary>> {
+    let inside = |answer: &Answer| match group {
+        Group::All => true,
+        Group::Field(field) => answer.field == *field,
+        Group::Distance(label) => bins
+            .iter()
+            .filter(|(name, _, _)| name == label)
+            .any(|(_, from, to)| answer.distance.is_some_and(|d| (*from..*to).contains(&d))),
+    };
+    let mut cells: BTreeMap<(Student, Condition), Cells> = BTreeMap::new();
+    for &(student, condition) in arms {
+        let values: Vec<(u64, &str, f64)> = rows
+            .iter()
+            .filter(|r| r.cell.student == student && r.cell.condition == condition)
+            .flat_map(|r| r.measured.quiz.answers.iter().map(move |a| (r.cell.seed, a)))
+            .filter(|(_, a)| inside(a))
+            .filter_map(|(seed, a)| Some((seed, a.document.as_str(), measure.of(a)?)))
+            .collect();
+        if !values.is_empty() {
+            cells.insert((student, condition), Cells::new(values)?);
+        }
+    }
+    let mut all = Vec::with_capacity(cells.len());
+    for (&(student, condition), mine) in &cells {
+        let mut differences = Vec::new();
+        for (&(_, base), theirs) in cells.iter().filter(|((other, _), _)| *other == student) {
+            let compared = condition == Condition::AttentionDifference
+                || matches!(base, Condition::Plain | Condition::PlainEqualSteps);
+            // Without training there are no seeds to pair by.
+            if compared && base != condition && condition.trains() && base.trains() {
+                differences.push((base, bootstrap.difference(mine, theirs)?));
             }
         }
+        let value = bootstrap.mean(mine)?;
+        all.push(Summary { student, condition, group: group.clone(), measure, value, differences });
     }
     Ok(all)
 }

@@ -2,28 +2,28 @@
 
 use std::collections::BTreeMap;
 
+use super::experiment_record::{answers, configuration, options};
 use super::{Bar, GroupedBars, LineChart, Page, Section, Table};
 use crate::error::Result;
-use crate::evaluate::{Bootstrap, Interval};
-use crate::experiment::{Condition, Group, Measure, Outcome, Row, Student, Summary};
+use crate::evaluate::Interval;
+use crate::experiment::{Condition, Group, Measure, Outcome, Row, Summary};
 
 /// Points of a loss curve at most; a longer one is averaged over stretches of steps.
 const CURVE_POINTS: usize = 150;
 
 /// The page of `outcome`: results with intervals, measures by field and by distance, loss curves, perplexity, chosen
-/// options, answers, configuration, versions.
+/// options, answers, configuration, versions. `summary` is what [`Outcome::summary`] gave.
 ///
 /// # Errors
-/// When the bootstrap's settings are out of range or a figure cannot be drawn.
-pub fn experiment_page(outcome: &Outcome, bootstrap: &Bootstrap) -> Result<Page> {
-    let all = outcome.summary(bootstrap)?;
+/// When a figure cannot be drawn.
+pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
     let mut page =
         Page::new(format!("Experiment: {} protocol, {} pair", outcome.protocol.name, outcome.protocol.pair))
             .lead(lead(outcome))
             .provenance(outcome.provenance.clone());
     for &student in &outcome.protocol.students {
-        let of: Vec<&Summary> = all.iter().filter(|s| s.student == student).collect();
-        let rows: Vec<&Row> = outcome.rows.iter().filter(|r| r.cell.student == student).collect();
+        let of: Vec<&Summary> = summary.iter().filter(|s| s.student == student).collect();
+        let rows = outcome.rows_of(student);
         if rows.is_empty() {
             continue;
         }
@@ -32,12 +32,13 @@ pub fn experiment_page(outcome: &Outcome, bootstrap: &Bootstrap) -> Result<Page>
             _ => format!("{text}: {student} model"),
         };
         page = page
-            .section(results(heading("Results"), &of, &rows, bootstrap)?)
+            .section(results(heading("Results"), &of, &rows)?)
             .section(by_field(heading("By field"), &of)?)
             .section(by_distance(heading("By distance from the name"), &of)?)
-            .section(losses(heading("Loss curves"), &rows)?);
+            .section(losses(heading("Loss curves"), &rows)?)
+            .section(answers(heading("Answers"), &rows)?);
     }
-    Ok(page.section(options(outcome)?).section(answers(outcome)?).section(configuration(outcome)))
+    Ok(page.section(options(outcome)?).section(configuration(outcome)))
 }
 
 fn lead(outcome: &Outcome) -> String {
@@ -68,7 +69,7 @@ fn find<'a>(
     of.iter().copied().find(|s| s.condition == condition && s.group == *group && s.measure == measure)
 }
 
-fn known(value: Option<String>) -> String {
+pub(super) fn known(value: Option<String>) -> String {
     value.unwrap_or_else(|| "–".into())
 }
 
@@ -89,7 +90,7 @@ fn plain(i: &Interval) -> String {
 /// What the differences say, in words that claim no more than the intervals do.
 fn verdict(of: &[&Summary], measure: Measure) -> Option<String> {
     let method = find(of, Condition::AttentionDifference, &Group::All, measure)?;
-    let (base, i) = match (method.minus_equal_steps, method.minus_plain) {
+    let (base, i) = match (method.minus(Condition::PlainEqualSteps), method.minus(Condition::Plain)) {
         (Some(i), _) => ("plain training of equal steps", i),
         (None, Some(i)) => ("plain training", i),
         (None, None) => return None,
@@ -104,31 +105,32 @@ fn verdict(of: &[&Summary], measure: Measure) -> Option<String> {
     Some(format!("By {}, attention difference {said} {base}: {}.", measure.label(), signed(&i)))
 }
 
-/// The means that open the page, one table a trained model: for a terminal.
+/// The means that open the page and what the paper's method gains over each other condition, two tables a trained
+/// model: for a terminal.
 ///
 /// # Errors
-/// When the bootstrap's settings are out of range.
-pub fn experiment_tables(outcome: &Outcome, bootstrap: &Bootstrap) -> Result<Vec<Table>> {
-    let all = outcome.summary(bootstrap)?;
+/// None but a fault of the program: a row of another length than its table.
+pub fn experiment_tables(outcome: &Outcome, summary: &[Summary]) -> Result<Vec<Table>> {
     let mut tables = Vec::new();
     for &student in &outcome.protocol.students {
-        let of: Vec<&Summary> = all.iter().filter(|s| s.student == student).collect();
-        let rows: Vec<&Row> = outcome.rows.iter().filter(|r| r.cell.student == student).collect();
+        let of: Vec<&Summary> = summary.iter().filter(|s| s.student == student).collect();
+        let rows = outcome.rows_of(student);
         if !rows.is_empty() {
-            tables.push(means(&of, &rows, bootstrap)?);
+            tables.push(means(&of, &rows)?);
+            tables.extend(Some(gains(&of)?).filter(|table| !table.is_empty()));
         }
     }
     Ok(tables)
 }
 
 /// A row a condition, a column a measure.
-fn means(of: &[&Summary], rows: &[&Row], bootstrap: &Bootstrap) -> Result<Table> {
+fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
     let mut columns = vec!["condition", "seeds"];
     columns.extend(Measure::ALL.map(Measure::short));
     columns.push("perplexity");
     let mut table = Table::new(columns).caption(format!(
         "Means over all questions with {:.0} % intervals; perplexity on held-out texts with its range over seeds",
-        100.0 * bootstrap.level
+        100.0 * of.first().map_or(0.0, |s| s.value.level)
     ));
     for condition in conditions(of) {
         let mine: Vec<&&Row> = rows.iter().filter(|r| r.cell.condition == condition).collect();
@@ -142,17 +144,18 @@ fn means(of: &[&Summary], rows: &[&Row], bootstrap: &Bootstrap) -> Result<Table>
     Ok(table)
 }
 
-fn results(title: String, of: &[&Summary], rows: &[&Row], bootstrap: &Bootstrap) -> Result<Section> {
+fn results(title: String, of: &[&Summary], rows: &[&Row]) -> Result<Section> {
     let mut section = Section::new(title);
     for measure in [Measure::ExactMatch, Measure::F1, Measure::ChoiceAccuracy] {
         if let Some(text) = verdict(of, measure) {
             section = section.paragraph(text);
         }
     }
-    section = section.table(&means(of, rows, bootstrap)?);
-    let equal = differences(of, Condition::PlainEqualSteps, |s| s.minus_equal_steps)?;
-    let paper = differences(of, Condition::Plain, |s| s.minus_plain)?;
-    for table in [equal, paper].into_iter().filter(|t| !t.is_empty()) {
+    section = section.table(&means(of, rows)?);
+    let gains = gains(of)?;
+    let equal = differences(of, Condition::PlainEqualSteps)?;
+    let paper = differences(of, Condition::Plain)?;
+    for table in [gains, equal, paper].into_iter().filter(|t| !t.is_empty()) {
         section = section.table(&table);
     }
     if let Some(first) = of.iter().find(|s| s.condition.trains()) {
@@ -179,20 +182,36 @@ fn results(title: String, of: &[&Summary], rows: &[&Row], bootstrap: &Bootstrap)
             total.too_long, total.questions
         ));
     }
+    section = section.paragraph(
+        "Choice compares ln p summed over an answer's tokens, so of two answers that fit equally well it favours the shorter; \
+         all conditions choose among the same answers.",
+    );
     Ok(section)
 }
 
+/// The paper's method minus every other condition, a column a measure.
+fn gains(of: &[&Summary]) -> Result<Table> {
+    let method = Condition::AttentionDifference;
+    let mut table = Table::new(["compared with"].into_iter().chain(Measure::ALL.map(Measure::short)))
+        .caption(format!("`{method}` minus each other condition, paired by person and seed"));
+    for base in conditions(of) {
+        let cell = |m| find(of, method, &Group::All, m).and_then(|s| s.minus(base));
+        let cells: Vec<Option<Interval>> = Measure::ALL.into_iter().map(cell).collect();
+        if cells.iter().any(Option::is_some) {
+            let name = std::iter::once(base.label().to_string());
+            table.push(name.chain(cells.into_iter().map(|i| known(i.map(|i| signed(&i))))))?;
+        }
+    }
+    Ok(table)
+}
+
 /// Each condition minus `base`, a column a measure.
-fn differences(
-    of: &[&Summary],
-    base: Condition,
-    get: impl Fn(&Summary) -> Option<Interval>,
-) -> Result<Table> {
+fn differences(of: &[&Summary], base: Condition) -> Result<Table> {
     let columns = ["condition"].into_iter().chain(Measure::ALL.map(Measure::short));
     let mut table = Table::new(columns).caption(format!("Minus `{base}`, paired by person and seed"));
     for condition in conditions(of) {
         let cells: Vec<Option<Interval>> =
-            Measure::ALL.iter().map(|&m| find(of, condition, &Group::All, m).and_then(&get)).collect();
+            Measure::ALL.iter().map(|&m| find(of, condition, &Group::All, m)?.minus(base)).collect();
         if cells.iter().any(Option::is_some) {
             let name = std::iter::once(condition.label().to_string());
             table.push(name.chain(cells.into_iter().map(|i| known(i.map(|i| signed(&i))))))?;
@@ -284,16 +303,23 @@ fn by_distance(title: String, of: &[&Summary]) -> Result<Section> {
     if groups.is_empty() {
         return Ok(section.paragraph("The corpus does not say how far its answers stand from the name."));
     }
-    for measure in [Measure::ExactMatch, Measure::ChoiceAccuracy] {
+    for measure in [Measure::ExactMatch, Measure::ChoiceAccuracy, Measure::LogProb] {
         if of.iter().any(|s| s.measure == measure) {
             let title = format!("By distance: {}", measure.label());
             let svg = bars(&title, "characters between the name and the answer", of, &groups, measure)?;
             section = section.figure(svg, "");
         }
     }
-    let mut table =
-        Table::new(["distance", "condition", "exact match", "F1", "choice accuracy", "questions × seeds"])
-            .caption("Measures by distance, with intervals");
+    let mut table = Table::new([
+        "distance",
+        "condition",
+        "exact match",
+        "F1",
+        "choice accuracy",
+        "ln p",
+        "questions × seeds",
+    ])
+    .caption("Measures by distance, with intervals");
     for group in &groups {
         for condition in conditions(of) {
             let cell = |m| known(find(of, condition, group, m).map(|s| plain(&s.value)));
@@ -304,6 +330,7 @@ fn by_distance(title: String, of: &[&Summary]) -> Result<Section> {
                 cell(Measure::ExactMatch),
                 cell(Measure::F1),
                 cell(Measure::ChoiceAccuracy),
+                cell(Measure::LogProb),
                 known(count),
             ])?;
         }
@@ -357,102 +384,4 @@ fn curve(runs: &[&&Row]) -> Vec<(f64, f64, f64, f64)> {
             (step, mean, low, high)
         })
         .collect()
-}
-
-fn options(outcome: &Outcome) -> Result<Section> {
-    let mut section = Section::new("Options");
-    let mut table = Table::new([
-        "student",
-        "condition",
-        "α",
-        "β",
-        "learning rate",
-        "steps",
-        "tokens trained on",
-        "seconds a cell",
-    ])
-    .caption("What each condition was trained with");
-    let mut seen: Vec<(Student, Condition)> = Vec::new();
-    for row in &outcome.rows {
-        let arm = (row.cell.student, row.cell.condition);
-        if seen.contains(&arm) {
-            continue;
-        }
-        seen.push(arm);
-        let number = |v: Option<f64>| known(v.map(|v| v.to_string()));
-        table.push([
-            arm.0.name().to_string(),
-            arm.1.label().into(),
-            number(row.cell.alpha),
-            number(row.cell.beta),
-            number(row.cell.learning_rate),
-            row.measured.loss.len().to_string(),
-            row.measured.tokens.to_string(),
-            format!("{:.1}", row.measured.seconds),
-        ])?;
-    }
-    section = section.table(&table);
-    let p = &outcome.protocol;
-    section = if outcome.tuning.is_empty() {
-        section.paragraph(
-            "These options were set, not searched for: another choice may favour another condition.",
-        )
-    } else {
-        let tuning = Table::from_frame(&outcome.tuning_frame()?.select(TUNING_COLUMNS)?, 3)?
-            .caption(format!("The search, on {} other people", p.tuning_people));
-        section
-            .paragraph(format!(
-                "Chosen on {} people who are not in the results: the learning rate first, then α and β at that rate.",
-                p.tuning_people
-            ))
-            .details("The search", |s| s.table(&tuning))
-    };
-    Ok(section)
-}
-
-const TUNING_COLUMNS: [&str; 9] = [
-    "student",
-    "condition",
-    "alpha",
-    "beta",
-    "learning_rate",
-    "exact_match",
-    "f1",
-    "log_prob",
-    "choice_accuracy",
-];
-
-/// Some answers of the last condition, to be read.
-fn answers(outcome: &Outcome) -> Result<Section> {
-    let section = Section::new("Answers");
-    let Some(row) = outcome.rows.iter().max_by_key(|r| (r.cell.condition, std::cmp::Reverse(r.cell.seed)))
-    else {
-        return Ok(section);
-    };
-    let quiz = &row.measured.quiz.answers;
-    let mut table = Table::new(["document", "field", "answer", "right", "exact", "F1"]).caption(format!(
-        "The first answers of `{}`, seed {}; all are in answers.parquet, with their prompts",
-        row.cell.condition, row.cell.seed
-    ));
-    for a in quiz.iter().take(25) {
-        table.push([
-            a.document.clone(),
-            a.field.clone(),
-            a.prediction.clone(),
-            a.right.join(" | "),
-            if a.exact_match > 0.0 { "yes" } else { "no" }.into(),
-            format!("{:.2}", a.f1),
-        ])?;
-    }
-    let prompt = quiz.first().map_or("", |a| a.prompt.as_str());
-    Ok(section
-        .details("Some answers", |s| s.table(&table))
-        .details("A prompt", |s| s.raw(format!("<pre>{}</pre>\n", super::escape(prompt)))))
-}
-
-fn configuration(outcome: &Outcome) -> Section {
-    let json = serde_json::to_string_pretty(&outcome.protocol).unwrap_or_default();
-    Section::new("Configuration")
-        .raw(format!("<pre>{}</pre>\n", super::escape(&outcome.protocol.describe())))
-        .details("As JSON", |s| s.raw(format!("<pre>{}</pre>\n", super::escape(&json))))
 }

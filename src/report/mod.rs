@@ -1,6 +1,8 @@
 //! Tables, plots and pages for people.
 
+mod clues;
 mod experiment;
+mod experiment_record;
 mod facts;
 mod heads;
 mod html;
@@ -11,6 +13,7 @@ mod probe_figure;
 mod table;
 mod text_picture;
 
+pub use clues::clues;
 pub use experiment::{experiment_page, experiment_tables};
 pub use facts::FactsPicture;
 pub use heads::HeadsPicture;

@@ -6,12 +6,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cluescope::contrast::ModelPair;
+use cluescope::corpus::{Biographies, Corpus, Templates};
 use cluescope::evaluate::{Answer, Bootstrap, Choice, Perplexity, QuizResult};
 use cluescope::experiment::{
-    Cell, Condition, Group, Inputs, LossPoint, Measure, Measured, Protocol, Runner, Stage, Student, run,
+    Cell, Condition, Group, Inputs, LossPoint, Measure, Measured, Models, PairRunner, Protocol, Runner,
+    Stage, Student, Summary, Texts, run,
 };
+use cluescope::model::{DecoderConfig, Model};
 use cluescope::provenance::Provenance;
 use cluescope::random::Stream;
+use cluescope::tokens::Tokenizer;
 use cluescope::{Error, Result};
 
 /// Answers by a formula: a condition's later place in the list is worth 0.1, a distance of 100 characters costs 0.1, and
@@ -40,6 +45,7 @@ impl Runner for Formula {
     fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs> {
         Ok(Inputs {
             models: ["small0".into(), "large0".into()],
+            third: None,
             reported: format!("people {}", protocol.people),
             tuning: format!("others {}", protocol.tuning_people),
             held_out: "texts".into(),
@@ -90,6 +96,8 @@ impl Runner for Formula {
             perplexity: Some(Perplexity { log_prob: -300.0 - skill(cell), tokens: 100, texts: 3 }),
             loss,
             tokens: 1000 * cell.epochs as u64,
+            truncated: 0,
+            left_out: 0,
             seconds: 0.5,
         })
     }
@@ -165,7 +173,7 @@ fn summaries_pair_seeds_and_people_and_files_hold_them() {
     };
     let best = find(Condition::AttentionDifference, Group::All, Measure::ExactMatch);
     assert_eq!((best.value.seeds, best.value.persons, best.value.values), (3, 60, 360));
-    let gain = best.minus_plain.unwrap();
+    let gain = best.minus(Condition::Plain).unwrap();
     assert!(gain.low > 0.0 && gain.low < gain.estimate && gain.estimate < gain.high, "{gain}");
     let mean = |c| {
         let rows = outcome.rows.iter().filter(|r| r.cell.condition == c);
@@ -176,20 +184,31 @@ fn summaries_pair_seeds_and_people_and_files_hold_them() {
     let want = mean(Condition::AttentionDifference) - mean(Condition::Plain);
     assert!((gain.estimate - want).abs() < 1e-12);
     let plain = find(Condition::Plain, Group::All, Measure::ExactMatch);
-    assert!(plain.minus_plain.is_none() && plain.minus_equal_steps.is_some());
+    let compared = |s: &Summary| s.differences.iter().map(|(base, _)| *base).collect::<Vec<_>>();
+    assert_eq!(compared(plain), [Condition::PlainEqualSteps]);
+    // The paper's method is compared with every trained condition, random dropout among them.
+    let others = &Condition::MAIN[1..6];
+    assert_eq!(compared(best), others);
+    let over_random = best.minus(Condition::Random).unwrap();
+    let want = mean(Condition::AttentionDifference) - mean(Condition::Random);
+    assert!((over_random.estimate - want).abs() < 1e-12 && over_random.low > 0.0, "{over_random}");
     let untrained = find(Condition::Untrained, Group::Field("city".into()), Measure::F1);
-    assert!(untrained.minus_plain.is_none() && untrained.value.seeds == 1);
+    assert!(untrained.differences.is_empty() && untrained.value.seeds == 1);
     let near = find(Condition::Plain, Group::Distance("25–49".into()), Measure::ExactMatch).value.estimate;
     let far = find(Condition::Plain, Group::Distance("200–299".into()), Measure::ExactMatch).value.estimate;
     assert!(near > far);
 
     let out = folder.path().join("out");
-    let paths = outcome.write(&out, &bootstrap).unwrap();
-    assert_eq!(paths.len(), 5);
+    let paths = outcome.write(&out, &summary).unwrap();
+    assert_eq!(paths.len(), 7);
     let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + outcome.rows.len());
     assert!(csv.starts_with("student,condition,seed,alpha,beta,learning_rate,questions,exact_match"));
     assert_eq!(std::fs::read_to_string(out.join("summary.csv")).unwrap().lines().count(), 1 + summary.len());
+    let differences = std::fs::read_to_string(out.join("differences.csv")).unwrap();
+    // Plain with equal steps and back, three with both, the method with five; four measures in five groups.
+    assert_eq!(differences.lines().count(), 1 + (1 + 1 + 3 * 2 + 5) * 4 * 5);
+    assert!(differences.starts_with("student,condition,minus,group,of,measure,estimate,low,high,values"));
     use polars::prelude::{ParquetReader, SerReader};
     let read =
         |name: &str| ParquetReader::new(std::fs::File::open(out.join(name)).unwrap()).finish().unwrap();
@@ -223,7 +242,8 @@ fn child_of_killed_at_random_moments() {
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let mut runner = Formula { pause: Duration::from_millis(4), log: Some(log), ..Formula::new() };
     let outcome = run(&protocol(), folder, &mut runner).unwrap();
-    outcome.write(folder, &Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+    let bootstrap = Bootstrap { resamples: 100, ..Bootstrap::default() };
+    outcome.write(folder, &outcome.summary(&bootstrap).unwrap()).unwrap();
 }
 
 #[test]
@@ -261,8 +281,11 @@ fn killed_at_random_moments() {
 
     let whole = tempfile::tempdir().unwrap();
     let want = run(&protocol(), whole.path(), &mut Formula::new()).unwrap();
-    want.write(whole.path(), &Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
-    for name in ["results.csv", "summary.csv", "tuning.csv", "results.parquet", "answers.parquet"] {
+    let bootstrap = Bootstrap { resamples: 100, ..Bootstrap::default() };
+    want.write(whole.path(), &want.summary(&bootstrap).unwrap()).unwrap();
+    for name in
+        ["results.csv", "summary.csv", "differences.csv", "tuning.csv", "results.parquet", "answers.parquet"]
+    {
         let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
         assert!(read(folder.path()) == read(whole.path()), "{name} differs from an undisturbed run's");
     }
@@ -279,11 +302,14 @@ fn the_page_of_an_experiment_tells_everything() {
     let folder = tempfile::tempdir().unwrap();
     let outcome = run(&protocol(), folder.path(), &mut Formula::new()).unwrap();
     let bootstrap = Bootstrap { resamples: 200, ..Bootstrap::default() };
-    let page = cluescope::report::experiment_page(&outcome, &bootstrap).unwrap();
+    let page = cluescope::report::experiment_page(&outcome, &outcome.summary(&bootstrap).unwrap()).unwrap();
     let html = page.html();
     for wanted in [
         "attention difference beats plain training of equal steps: +0.",
+        "`attention difference` minus each other condition",
         "Exact match / F1 by field",
+        "By distance: ln p of the right answer (nats)",
+        "The first 25 questions, training seed 1",
         "By distance: choice accuracy",
         "Training loss",
         "200 resamples of whole persons (30) and of seeds (3); 180 values",
@@ -294,30 +320,35 @@ fn the_page_of_an_experiment_tells_everything() {
     ] {
         assert!(html.contains(wanted), "`{wanted}` is missing");
     }
-    // By field three measures, by distance two, one loss curve.
-    assert_eq!(html.matches("<svg").count(), 6);
+    // By field three measures, by distance three, one loss curve.
+    assert_eq!(html.matches("<svg").count(), 7);
+    // Every condition answers the same questions side by side.
+    let heads = html.split("The first 25 questions").nth(1).unwrap().split("</thead>").next().unwrap();
+    assert!(Condition::MAIN.iter().all(|c| heads.contains(&html_of(c.label()))), "{heads}");
     if let Ok(keep) = std::env::var("CLUESCOPE_FIGURES") {
         page.write(Path::new(&keep).join("experiment.html")).unwrap();
     }
 }
 
-/// The whole way with real models, tiny and untrained: every condition runs, and a second call computes nothing.
-#[test]
-fn a_pair_of_models_runs_every_condition() {
-    use cluescope::contrast::ModelPair;
-    use cluescope::corpus::{Biographies, Corpus};
-    use cluescope::experiment::PairRunner;
-    use cluescope::model::{DecoderConfig, Model};
+fn html_of(text: &str) -> String {
+    cluescope::report::escape(text)
+}
 
-    let people = Biographies::new(4).seed(5).generate().unwrap();
-    let texts = people.documents.iter().map(|d| d.text.as_str());
-    let tokenizer = cluescope::tokens::Tokenizer::train_bpe(texts, 400).unwrap();
-    let model = |name: &str, layers, seed| {
+/// A pair of untrained models of a toy size, and a third with a tokenizer of its own.
+fn toys() -> Models {
+    let model = |name: &str, vocabulary, layers, seed| {
+        let people = Biographies::new(4).seed(5).generate().unwrap();
+        let texts = people.documents.iter().map(|d| d.text.as_str());
+        let tokenizer = Tokenizer::train_bpe(texts, vocabulary).unwrap();
         let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, layers, 2, 2, 32, 512);
-        Model::random(name, config, tokenizer.clone(), seed).unwrap()
+        Model::random(name, config, tokenizer, seed).unwrap()
     };
-    let pair = ModelPair::new(model("small", 1, 1), model("large", 2, 2));
-    let tiny = Protocol {
+    let pair = ModelPair::new(model("small", 400, 1, 1), model("large", 400, 2, 2));
+    Models { pair, third: Some(model("third", 350, 1, 3)) }
+}
+
+fn tiny() -> Protocol {
+    Protocol {
         people: 4,
         held_out: 2,
         copies: 1,
@@ -328,26 +359,97 @@ fn a_pair_of_models_runs_every_condition() {
         tuning_people: 0,
         seeds: vec![1],
         ..Protocol::reduced()
-    };
+    }
+}
+
+/// The whole way with real models, tiny and untrained: every condition runs, and a second call computes nothing.
+#[test]
+fn a_pair_of_models_runs_every_condition() {
+    let pair = toys().pair;
+    let all = Protocol { conditions: Condition::ALL.to_vec(), noise: 0.5, ..tiny() };
     let folder = tempfile::tempdir().unwrap();
-    let outcome = run(&tiny, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
-    assert_eq!(outcome.rows.len(), 7);
+    let outcome = run(&all, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
+    assert_eq!(outcome.rows.len(), 14);
     for row in &outcome.rows {
         let (c, m) = (row.cell.condition, &row.measured);
         // Four texts in one batch of eight; with a copy of each eight texts in one batch.
         assert_eq!(m.loss.len(), usize::from(c.trains()), "{c}");
         assert_eq!(m.quiz.answers.len(), 20, "{c}");
         assert!(m.perplexity.unwrap().value() > 100.0, "{c}");
+        assert_eq!((m.truncated, m.left_out), (0, 0), "{c}");
+        assert_eq!(row.cell.noise, (c == Condition::Denoising).then_some(0.5));
     }
-    let tokens = |c: Condition| outcome.rows.iter().find(|r| r.cell.condition == c).unwrap().measured.tokens;
+    let of = |c: Condition| &outcome.rows.iter().find(|r| r.cell.condition == c).unwrap().measured;
+    let tokens = |c: Condition| of(c).tokens;
     assert_eq!(tokens(Condition::PlainEqualSteps), 2 * tokens(Condition::Plain));
     assert!(tokens(Condition::Random) < tokens(Condition::PlainEqualSteps), "something was dropped");
     assert!(tokens(Condition::Random) > tokens(Condition::Plain), "the originals are mixed in");
+    // Noise changes what is read, not how much.
+    assert_eq!(tokens(Condition::Denoising), tokens(Condition::PlainEqualSteps));
+    assert_ne!(of(Condition::Denoising).loss, of(Condition::PlainEqualSteps).loss);
+    // The released script leaves the originals out, and both of its guides drop by position.
+    assert_eq!(
+        of(Condition::ReleasedOwnAttention).quiz.answers,
+        of(Condition::ReleasedDifference).quiz.answers
+    );
+    assert_ne!(of(Condition::ReleasedRandom).quiz.answers, of(Condition::Random).quiz.answers);
     // Generated people given as one's own are the same cells: nothing runs again.
-    let split = |name: &str, n| Biographies::new(n).seed(tiny.people_seed).split(name).generate().unwrap();
-    let (own, held_out) = (split("test", 4), split("validation", 2).documents);
-    let mut again = PairRunner::with_texts(pair.clone(), own, Corpus::default(), held_out);
-    assert_eq!(run(&tiny, folder.path(), &mut again).unwrap(), outcome);
-    let mut nothing = PairRunner::with_texts(pair, Corpus::default(), Corpus::default(), Vec::new());
-    assert!(run(&tiny, folder.path(), &mut nothing).unwrap_err().to_string().contains("no questions"));
+    let own = Biographies::new(4).seed(all.people_seed).split("test").generate().unwrap();
+    let held_out = Biographies::new(2).seed(all.people_seed).split("validation").templates(Templates::Varied);
+    let held_out = held_out.generate().unwrap().documents;
+    let mut again = PairRunner::new(pair.clone()).texts(own, Corpus::default(), held_out);
+    assert_eq!(run(&all, folder.path(), &mut again).unwrap(), outcome);
+    let mut nothing = PairRunner::new(pair).texts(Corpus::default(), Corpus::default(), Vec::new());
+    assert!(run(&all, folder.path(), &mut nothing).unwrap_err().to_string().contains("have no questions"));
+}
+
+#[test]
+fn a_third_model_is_taught_on_its_own_tokens_and_texts_change_the_distance() {
+    let protocol = Protocol {
+        students: vec![Student::Third],
+        third: Some("third".into()),
+        conditions: vec![Condition::OwnAttention, Condition::AttentionDifference, Condition::Plain],
+        texts: Texts::FullName,
+        full_finetuning: true,
+        ..tiny()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(&protocol, folder.path(), &mut PairRunner::new(toys())).unwrap();
+    assert_eq!(outcome.rows.len(), 3);
+    for row in &outcome.rows {
+        assert_eq!((row.cell.lora_r, row.cell.third.is_some()), (None, true));
+        assert!(row.measured.quiz.provenance.models.keys().all(|name| name == "third+full"));
+        // With the name in every sentence no fact is far from it.
+        assert!(row.measured.quiz.answers.iter().all(|a| a.distance.unwrap() < 100));
+    }
+    let mut none = PairRunner::new(toys().pair);
+    let message = run(&protocol, folder.path(), &mut none).unwrap_err().to_string();
+    assert!(message.contains("a third model"), "{message}");
+}
+
+/// Mistakes are told before models are loaded, which may take minutes.
+#[test]
+fn what_cannot_work_fails_before_models_are_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let fails = |change: fn(&mut Protocol)| {
+        let mut protocol = tiny();
+        change(&mut protocol);
+        let mut runner = PairRunner::loading(|| panic!("the models were loaded"));
+        run(&protocol, folder.path(), &mut runner).unwrap_err().to_string()
+    };
+    assert!(fails(|p| p.people = 10_000_000).contains("people of a split"));
+    assert!(fails(|p| p.few_shot = 11).contains("few_shot = 11"));
+    assert!(fails(|p| p.epochs = 0).contains("epochs = 0"));
+    // A prompt too long for the model fails before anything is trained.
+    let folder = tempfile::tempdir().unwrap();
+    let long = Protocol { few_shot: 10, ..tiny() };
+    let mut runner = PairRunner::loading(|| {
+        let toys = toys();
+        let config = DecoderConfig::llama(toys.pair.small.tokenizer().vocab_size(), 16, 1, 2, 2, 32, 100);
+        let small = Model::random("short", config, toys.pair.small.tokenizer().clone(), 1)?;
+        Ok(ModelPair::new(small, toys.pair.large).into())
+    });
+    let message = run(&long, folder.path(), &mut runner).unwrap_err().to_string();
+    assert!(message.contains("100 positions of short"), "{message}");
+    assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
 }

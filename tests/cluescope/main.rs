@@ -10,6 +10,7 @@ mod families;
 mod hub;
 #[cfg(all(unix, feature = "kernel"))]
 mod kernel;
+mod kill;
 mod loading;
 mod report;
 mod train;

@@ -1,0 +1,121 @@
+//! People, where the models look in their texts, and what a condition makes of the texts.
+
+use std::collections::BTreeMap;
+
+use super::cell::Cell;
+use super::condition::{Condition, Student};
+use super::pair_runner::Models;
+use crate::attention::{Aggregation, Attend};
+use crate::augment::{Augment, Eda};
+use crate::contrast::{Contrast, Contrasting, GuideText};
+use crate::corpus::Corpus;
+use crate::error::Result;
+
+/// One group of people.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Group {
+    pub(super) corpus: Corpus,
+    /// By the student on whose tokens it is laid, and whether attention is computed as in the released script.
+    contrasts: BTreeMap<(Student, bool), Contrast>,
+    /// The third model's own attention, by the same switch.
+    third: BTreeMap<bool, Vec<GuideText>>,
+}
+
+/// What a cell trains on.
+pub(super) struct Taught {
+    pub(super) corpus: Corpus,
+    /// Copies of which nothing was left.
+    pub(super) blank: usize,
+}
+
+impl Group {
+    pub(super) fn new(corpus: Corpus) -> Self {
+        Group { corpus, ..Group::default() }
+    }
+
+    /// The pair's attention on the tokens of `student`.
+    pub(super) fn contrast(
+        &mut self,
+        models: &Models,
+        student: Student,
+        released: bool,
+    ) -> Result<&Contrast> {
+        let tokens = models.student(student)?.tokenizer();
+        let foreign = tokens.hash() != models.pair.small.tokenizer().hash();
+        let key = (if foreign { student } else { Student::Small }, released);
+        let measured = match self.contrasts.remove(&key) {
+            Some(measured) => measured,
+            None => {
+                let mut options = Contrasting::new().aggregation(aggregation(released));
+                if foreign {
+                    options = options.onto(tokens);
+                }
+                models.pair.contrast_with(&self.corpus, &options)?
+            }
+        };
+        Ok(self.contrasts.entry(key).or_insert(measured))
+    }
+
+    /// The student's own attention.
+    fn own(&mut self, models: &Models, student: Student, released: bool) -> Result<Vec<GuideText>> {
+        if student != Student::Third {
+            return Ok(side(self.contrast(models, student, released)?, student));
+        }
+        if let Some(measured) = self.third.get(&released) {
+            return Ok(measured.clone());
+        }
+        let options = Attend::new().aggregation(aggregation(released));
+        let measured = models.student(student)?.attend(&self.corpus.documents, &options)?.guide();
+        self.third.insert(released, measured.clone());
+        Ok(measured)
+    }
+
+    /// The texts of `cell`; `None` when nothing is trained.
+    pub(super) fn taught(&mut self, cell: &Cell, models: &Models) -> Result<Option<Taught>> {
+        let (student, released) = (cell.student, cell.condition.released());
+        let augment = match cell.condition {
+            Condition::Untrained => return Ok(None),
+            Condition::Plain | Condition::PlainEqualSteps | Condition::Denoising => Augment::plain(),
+            Condition::Random | Condition::ReleasedRandom => {
+                Augment::random().tokenizer(models.student(student)?.tokenizer())
+            }
+            Condition::OwnAttention | Condition::ReleasedOwnAttention => {
+                Augment::by_guide(self.own(models, student, released)?)
+            }
+            Condition::LargeAttention => {
+                Augment::by_guide(side(self.contrast(models, student, false)?, Student::Large))
+            }
+            Condition::AttentionDifference | Condition::ReleasedDifference => {
+                Augment::by_guide(self.contrast(models, student, released)?.guide())
+            }
+            Condition::Eda => Augment::eda(Eda::default()),
+            Condition::SentenceShuffle => Augment::shuffle_sentences(),
+            Condition::BiographyPermutation => Augment::permute_biographies(),
+        };
+        let copies = cell.copies.unwrap_or(0);
+        let mut augment = augment
+            .alpha(cell.alpha.unwrap_or_default())
+            .beta(cell.beta.unwrap_or_default())
+            .copies(copies)
+            .seed(cell.seed);
+        if released {
+            augment = augment.as_released();
+        }
+        let corpus = augment.apply(&self.corpus)?;
+        let drawn = self.corpus.documents.len() * (copies + usize::from(!released));
+        Ok(Some(Taught { blank: drawn - corpus.documents.len(), corpus }))
+    }
+}
+
+fn aggregation(released: bool) -> Aggregation {
+    if released { Aggregation::AsReleased } else { Aggregation::Paper }
+}
+
+/// One model's attention as a guide.
+fn side(contrast: &Contrast, which: Student) -> Vec<GuideText> {
+    let score = |text: &crate::contrast::ContrastText| match which {
+        Student::Large => text.large.clone(),
+        _ => text.small.clone(),
+    };
+    contrast.texts.iter().map(|text| GuideText::new(&text.id, text.offsets.clone(), score(text))).collect()
+}

@@ -1,0 +1,48 @@
+//! Where the two models look, and what dropout makes of it: the paper's Figures 2, 3 and 4 as one section of a page.
+
+use super::{ProbeFigure, Section, TextPicture};
+use crate::contrast::{Contrast, Row};
+use crate::error::Result;
+
+/// Texts shown token by token.
+const TEXTS: usize = 3;
+
+/// The section: for each probed field which tokens the models look at from the word before it (Figure 2) and which the large
+/// one looks at more than the small one (Figure 3), then the first texts, coloured by the difference, with each token's
+/// probability of being dropped at α and β (Figure 4).
+///
+/// # Errors
+/// When a figure cannot be drawn.
+pub fn clues(contrast: &Contrast, alpha: f64, beta: f64) -> Result<Section> {
+    let mut fields: Vec<&String> = contrast.texts.iter().flat_map(|text| text.probe.keys()).collect();
+    // As the texts tell them, the nearest to the name first.
+    let place = |field: &String| {
+        contrast.texts.iter().find_map(|text| Some(text.probe.get(field)?.position)).unwrap_or(usize::MAX)
+    };
+    fields.sort();
+    fields.dedup();
+    fields.sort_by_key(|field| place(field));
+    let mut section = Section::new("Where the two models look");
+    for field in fields {
+        let mut figures = Vec::new();
+        for row in [Row::Small, Row::Large, Row::Difference] {
+            figures.push(ProbeFigure::new(contrast, field, row)?.svg());
+        }
+        section = section.details(
+            format!("What the word before the {field} looks at (Figures 2 and 3)"),
+            |mut s| {
+                for figure in figures {
+                    s = s.figure(figure, "");
+                }
+                s
+            },
+        );
+    }
+    let texts = TextPicture::of(contrast).dropout(alpha, beta).first(TEXTS);
+    Ok(section
+        .paragraph(format!(
+            "The first texts, coloured by the large model's attention minus the small one's. A token's note gives its rank and its \
+             probability of being dropped at alpha {alpha} and beta {beta} (Figure 4)."
+        ))
+        .raw(texts.fragment()))
+}
