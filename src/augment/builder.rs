@@ -12,6 +12,7 @@ use crate::contrast::{Contrast, GuideText};
 use crate::corpus::{Corpus, Document};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
+use crate::provenance::content_hash;
 use crate::tokens::Tokenizer;
 
 /// Makes a training corpus out of a corpus.
@@ -256,6 +257,10 @@ impl Augment {
                 let expected = "the guide has no text of this id; make it from the same corpus";
                 return Err(Error::option("guide", &document.id, expected));
             };
+            if !text.text.is_empty() && text.text != content_hash([&document.text]) {
+                let message = "made for another text of this id; make the guide from this very corpus";
+                return Err(Error::format(format!("guide of document {:?}", document.id), "", message));
+            }
             plan.push(document, &text.offsets, ranked.then_some(text.rank.as_slice()), self.constant())?;
         }
         Ok(plan)

@@ -259,7 +259,10 @@ fn mean_rows(rows: &[&ProbeContrast], of: fn(&ProbeContrast) -> &[f32], tokens: 
 impl Contrast {
     /// What dropout by attention difference follows.
     pub fn guide(&self) -> Vec<GuideText> {
-        self.texts.iter().map(|t| GuideText::new(&t.id, t.offsets.clone(), t.difference.clone())).collect()
+        let guide = |t: &ContrastText| {
+            GuideText::new(&t.id, t.offsets.clone(), t.difference.clone()).for_text(&t.text)
+        };
+        self.texts.iter().map(guide).collect()
     }
 
     /// The text with this id.
@@ -276,6 +279,8 @@ impl Contrast {
 impl Attended {
     /// What dropout by a model's own attention follows.
     pub fn guide(&self) -> Vec<GuideText> {
-        self.texts.iter().map(|t| GuideText::new(&t.id, t.offsets.clone(), t.received.clone())).collect()
+        let guide =
+            |t: &AttendedText| GuideText::new(&t.id, t.offsets.clone(), t.received.clone()).for_text(&t.text);
+        self.texts.iter().map(guide).collect()
     }
 }

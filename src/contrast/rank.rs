@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::provenance::content_hash;
+
 /// What a dropout policy needs to know of one text: a score for each token, and its rank.
 ///
 /// All vectors have one entry a token.
@@ -15,13 +17,22 @@ pub struct GuideText {
     pub score: Vec<f32>,
     /// Position in the order of falling score, 0 for the highest.
     pub rank: Vec<usize>,
+    /// Content hash of the text it was made for; empty where that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
 }
 
 impl GuideText {
     /// Ranks `score` with [`rank_descending`].
     pub fn new(id: impl Into<String>, offsets: Vec<(usize, usize)>, score: Vec<f32>) -> Self {
         let rank = rank_descending(&score);
-        GuideText { id: id.into(), offsets, score, rank }
+        GuideText { id: id.into(), offsets, score, rank, text: String::new() }
+    }
+
+    /// Ties the guide to the text it was made for: another text of the same id is then refused.
+    pub fn for_text(mut self, text: &str) -> Self {
+        self.text = content_hash([text]);
+        self
     }
 }
 

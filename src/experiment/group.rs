@@ -7,7 +7,7 @@ use super::condition::{Condition, Student};
 use super::pair_runner::Models;
 use crate::attention::{Aggregation, Attend};
 use crate::augment::{Augment, Eda};
-use crate::contrast::{Contrast, Contrasting, GuideText};
+use crate::contrast::{Contrast, ContrastText, Contrasting, GuideText};
 use crate::corpus::Corpus;
 use crate::error::Result;
 
@@ -113,9 +113,12 @@ fn aggregation(released: bool) -> Aggregation {
 
 /// One model's attention as a guide.
 fn side(contrast: &Contrast, which: Student) -> Vec<GuideText> {
-    let score = |text: &crate::contrast::ContrastText| match which {
+    let score = |text: &ContrastText| match which {
         Student::Large => text.large.clone(),
         _ => text.small.clone(),
     };
-    contrast.texts.iter().map(|text| GuideText::new(&text.id, text.offsets.clone(), score(text))).collect()
+    let guide = |text: &ContrastText| {
+        GuideText::new(&text.id, text.offsets.clone(), score(text)).for_text(&text.text)
+    };
+    contrast.texts.iter().map(guide).collect()
 }

@@ -396,6 +396,14 @@ fn what_cannot_be_done_is_said() {
     foreign[1].offsets[1].1 = 400;
     let message = Augment::by_guide(foreign).apply(&corpus).unwrap_err().to_string();
     assert!(message.contains("made for another text") && message.contains("d1"), "{message}");
+    // As long, but not the text the guide was made for.
+    let of = |d: &Document| guide_of(d, 0).for_text(&d.text);
+    let tied: Vec<GuideText> = corpus.documents.iter().map(of).collect();
+    assert!(Augment::by_guide(tied.clone()).apply(&corpus).is_ok());
+    let mut changed = corpus.clone();
+    changed.documents[1].text = changed.documents[1].text.chars().rev().collect();
+    let message = Augment::by_guide(tied).apply(&changed).unwrap_err().to_string();
+    assert!(message.contains("another text of this id") && message.contains("d1"), "{message}");
     let mut short = guides(&corpus);
     short[0].rank.pop();
     assert!(Augment::by_guide(short).apply(&corpus).is_err());
