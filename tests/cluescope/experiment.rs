@@ -323,7 +323,7 @@ fn the_page_of_an_experiment_tells_everything() {
     // By field three measures, by distance three, one loss curve.
     assert_eq!(html.matches("<svg").count(), 7);
     // Every condition answers the same questions side by side.
-    let heads = html.split("The first 25 questions").nth(1).unwrap().split("</thead>").next().unwrap();
+    let heads = html.split("The first 25 questions").last().unwrap().split("</thead>").next().unwrap();
     assert!(Condition::MAIN.iter().all(|c| heads.contains(&html_of(c.label()))), "{heads}");
     if let Ok(keep) = std::env::var("CLUESCOPE_FIGURES") {
         page.write(Path::new(&keep).join("experiment.html")).unwrap();
@@ -388,11 +388,8 @@ fn a_pair_of_models_runs_every_condition() {
     assert_eq!(tokens(Condition::Denoising), tokens(Condition::PlainEqualSteps));
     assert_ne!(of(Condition::Denoising).loss, of(Condition::PlainEqualSteps).loss);
     // The released script leaves the originals out, and both of its guides drop by position.
-    assert_eq!(
-        of(Condition::ReleasedOwnAttention).quiz.answers,
-        of(Condition::ReleasedDifference).quiz.answers
-    );
-    assert_ne!(of(Condition::ReleasedRandom).quiz.answers, of(Condition::Random).quiz.answers);
+    assert_eq!(of(Condition::ReleasedOwnAttention).loss, of(Condition::ReleasedDifference).loss);
+    assert_ne!(of(Condition::ReleasedRandom).loss, of(Condition::Random).loss);
     // Generated people given as one's own are the same cells: nothing runs again.
     let own = Biographies::new(4).seed(all.people_seed).split("test").generate().unwrap();
     let held_out = Biographies::new(2).seed(all.people_seed).split("validation").templates(Templates::Varied);

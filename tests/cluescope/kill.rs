@@ -211,7 +211,7 @@ fn a_full_disk_is_told_at_once_and_costs_no_finished_cell() {
                 "--large",
                 &large,
                 "--people",
-                "6",
+                "100",
                 "--copies",
                 "1",
                 "--epochs",
@@ -225,7 +225,7 @@ fn a_full_disk_is_told_at_once_and_costs_no_finished_cell() {
                 "--distractors",
                 "2",
                 "--conditions",
-                "plain,random",
+                "plain,random,plain_equal_steps",
             ],
         );
         command.stderr(Stdio::piped()).output().unwrap()
@@ -239,15 +239,26 @@ fn a_full_disk_is_told_at_once_and_costs_no_finished_cell() {
     drop(disk);
 
     // It fills up while the run is at work: finished cells stay, and the same command goes on once there is room.
-    let Some(disk) = SmallDisk::mount(4096) else { return };
+    let Some(disk) = SmallDisk::mount(8192) else { return };
     let filler = disk.0.path().join("filler");
-    std::fs::write(&filler, vec![1; 2_700_000]).unwrap();
+    std::fs::write(&filler, vec![1; (8 << 20) - 1_250_000]).unwrap();
     let filled = run(disk.0.path());
     let message = String::from_utf8_lossy(&filled.stderr).into_owned();
     assert!(!filled.status.success() && message.contains("No space left on device"), "{message}");
+    let finished = || -> Vec<_> {
+        let cells = std::fs::read_dir(disk.0.path().join("cells/cells")).unwrap().map(|e| e.unwrap());
+        let cells = cells.filter(|e| e.file_name().to_string_lossy().ends_with(".json"));
+        let mut cells: Vec<_> =
+            cells.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect();
+        cells.sort();
+        cells
+    };
+    let before = finished();
+    assert!(!before.is_empty(), "{message}");
     std::fs::remove_file(&filler).unwrap();
     let done = run(disk.0.path());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(before.iter().all(|cell| finished().contains(cell)), "finished cells are not computed again");
     let rows = csv::Reader::from_path(disk.0.path().join("results.csv")).unwrap().into_records().count();
-    assert_eq!(rows, 2);
+    assert_eq!(rows, 3);
 }
