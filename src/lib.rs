@@ -44,6 +44,7 @@ pub mod evaluate;
 pub mod experiment;
 pub mod files;
 pub mod kernel;
+pub mod memory;
 pub mod model;
 pub mod notebook;
 pub mod progress;

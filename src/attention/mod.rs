@@ -14,6 +14,8 @@
 //! number of queries that could see it there), and a probe's row comes from the stretch that shows the
 //! most text before the probe.
 //!
+//! A model that does not fit into memory is measured with [`Streamed`](crate::model::Streamed), block by block from disk.
+//!
 //! ```
 //! use cluescope::attention::{Attend, Aggregation, Cache};
 //! # use cluescope::{corpus::Document, model::Model};
@@ -30,8 +32,10 @@ mod gather;
 mod options;
 mod prepare;
 mod probe;
+mod reader;
 mod run;
 mod store;
+mod streamed;
 mod window;
 
 use std::collections::BTreeMap;
@@ -40,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 pub use options::{Aggregation, Attend, Cache, Heads, Per, Probes};
 pub use probe::probe_position;
+pub use streamed::StreamEstimate;
 
 use crate::corpus::Span;
 use crate::provenance::Provenance;

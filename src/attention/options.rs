@@ -133,6 +133,7 @@ pub enum Cache {
 /// | `prefix` | none | read in front of every text, and cut away again |
 /// | `context` | the model's | tokens read at once, 2 to the model's own |
 /// | `batch_tokens` | 2048 | tokens of a batch; memory grows with it |
+/// | `stream_tokens` | 32768 | tokens that share one reading of a [`Streamed`](crate::model::Streamed) model; memory grows with it |
 /// | `cache` | the user's | where finished texts are remembered |
 ///
 /// ```
@@ -149,6 +150,7 @@ pub struct Attend {
     pub(crate) prefix: String,
     pub(crate) context: Option<usize>,
     pub(crate) batch_tokens: usize,
+    pub(crate) stream_tokens: usize,
     pub(crate) cache: Cache,
     pub(crate) command: String,
 }
@@ -188,6 +190,7 @@ impl Default for Attend {
             prefix: String::new(),
             context: None,
             batch_tokens: 2048,
+            stream_tokens: 32_768,
             cache: Cache::User,
             command: "Model::attend".into(),
         }
@@ -268,6 +271,13 @@ impl Attend {
     /// Puts at most `tokens` tokens into one batch (a longer stretch goes alone).
     pub fn batch_tokens(mut self, tokens: usize) -> Self {
         self.batch_tokens = tokens;
+        self
+    }
+
+    /// Takes texts of at most `tokens` tokens through a [`Streamed`](crate::model::Streamed) model together (a longer text
+    /// goes alone): each such group reads the whole model from disk once, and holds one hidden state a token.
+    pub fn stream_tokens(mut self, tokens: usize) -> Self {
+        self.stream_tokens = tokens;
         self
     }
 

@@ -9,16 +9,14 @@ use super::cache::{self, Store};
 use super::gather::{Shape, gather};
 use super::options::{Aggregation, Attend};
 use super::prepare::Prepared;
+use super::reader::Reader;
 use super::window::window_of_probe;
 use super::{Attended, AttendedText, store};
 use crate::corpus::Document;
 use crate::error::{Error, Result};
-use crate::model::{Batch, Capture, CapturedText, Model, Want};
+use crate::model::{Batch, Capture, CapturedText, Model};
 use crate::progress::{Progress, check_interrupt};
 use crate::provenance::{Provenance, content_hash};
-
-/// Texts handed on together even where all come from the cache.
-const GROUP_TEXTS: usize = 64;
 
 impl Model {
     /// Received attention and probe rows of every document.
@@ -27,21 +25,7 @@ impl Model {
     /// [`Error::Option`] for options outside their range, [`Error::Interrupted`], and what the tokenizer and
     /// the model report.
     pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
-        let mut texts = Vec::with_capacity(documents.len());
-        run(self, documents, options, 0, &mut |text| {
-            texts.push(text);
-            Ok(())
-        })?;
-        let shape = shape(self);
-        Ok(Attended {
-            model: self.name().into(),
-            hash: self.hash().into(),
-            layers: shape.layers,
-            heads: shape.heads,
-            per: options.per,
-            texts,
-            provenance: provenance(self, documents, options),
-        })
+        attend(self, documents, options)
     }
 
     /// As [`Model::attend`], written to `path` (`.jsonl` or `.parquet`) without keeping all texts in memory.
@@ -59,18 +43,47 @@ impl Model {
         options: &Attend,
         path: impl AsRef<Path>,
     ) -> Result<()> {
-        let provenance = provenance(self, documents, options);
-        let mut partial = store::Partial::open(path.as_ref(), documents, &provenance)?;
-        run(self, documents, options, partial.done(), &mut |text| partial.append(&text))?;
-        partial.finish()
+        attend_to_file(self, documents, options, path.as_ref())
     }
 }
 
-fn shape(model: &Model) -> Shape {
+/// See [`Model::attend`].
+pub(super) fn attend(model: &dyn Reader, documents: &[Document], options: &Attend) -> Result<Attended> {
+    let mut texts = Vec::with_capacity(documents.len());
+    run(model, documents, options, 0, &mut |text| {
+        texts.push(text);
+        Ok(())
+    })?;
+    let shape = shape(model);
+    Ok(Attended {
+        model: model.name().into(),
+        hash: model.hash().into(),
+        layers: shape.layers,
+        heads: shape.heads,
+        per: options.per,
+        texts,
+        provenance: provenance(model, documents, options),
+    })
+}
+
+/// See [`Model::attend_to_file`].
+pub(super) fn attend_to_file(
+    model: &dyn Reader,
+    documents: &[Document],
+    options: &Attend,
+    path: &Path,
+) -> Result<()> {
+    let provenance = provenance(model, documents, options);
+    let mut partial = store::Partial::open(path, documents, &provenance)?;
+    run(model, documents, options, partial.done(), &mut |text| partial.append(&text))?;
+    partial.finish()
+}
+
+fn shape(model: &dyn Reader) -> Shape {
     Shape { layers: model.config().layers, heads: model.config().heads }
 }
 
-fn context(model: &Model, options: &Attend) -> Result<usize> {
+fn context(model: &dyn Reader, options: &Attend) -> Result<usize> {
     let most = model.config().max_positions;
     match options.context {
         None => Ok(most),
@@ -80,7 +93,7 @@ fn context(model: &Model, options: &Attend) -> Result<usize> {
 }
 
 /// Model, corpus and options of a result.
-fn provenance(model: &Model, documents: &[Document], options: &Attend) -> Provenance {
+fn provenance(model: &dyn Reader, documents: &[Document], options: &Attend) -> Provenance {
     let context = options.context.unwrap_or(model.config().max_positions);
     let mut provenance = Provenance::new(&options.command).model(model.name(), model.hash());
     for (name, value) in options.describe(context) {
@@ -99,7 +112,7 @@ pub(crate) fn corpus_hash(documents: &[Document]) -> String {
 
 /// Measures `documents[skip..]` and gives each text to `each`, in order.
 fn run(
-    model: &Model,
+    model: &dyn Reader,
     documents: &[Document],
     options: &Attend,
     skip: usize,
@@ -111,6 +124,7 @@ fn run(
     if options.batch_tokens == 0 {
         return Err(Error::option("batch_tokens", 0, "at least 1"));
     }
+    let (most_texts, most_tokens) = model.group(options);
     let mut todo = Vec::with_capacity(documents.len() - skip);
     for document in &documents[skip..] {
         check_interrupt()?;
@@ -124,20 +138,20 @@ fn run(
     // Whole matrices are too large to remember.
     let cache = if options.maps.is_empty() { &options.cache } else { &super::Cache::Off };
     let mut cache = Store::open(cache);
-    let total: usize = todo.iter().map(Prepared::cost).sum();
+    let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
     let mut from = 0;
     while from < todo.len() {
         // A group: whole texts up to the batch size, cached ones costing nothing.
         let mut group: Vec<(Option<String>, Option<AttendedText>)> = Vec::new();
         let mut tokens = 0;
-        while from + group.len() < todo.len() && group.len() < GROUP_TEXTS {
+        while from + group.len() < todo.len() && group.len() < most_texts {
             let prepared = &todo[from + group.len()];
             let document = &documents[skip + from + group.len()];
             let key = cache.is_on().then(|| key(model, document, prepared, options, context));
             let found = key.as_ref().and_then(|k| cache.get(k, &prepared.ids()));
             if found.is_none() {
-                if tokens > 0 && tokens + prepared.cost() > options.batch_tokens {
+                if tokens > 0 && tokens + prepared.cost() > most_tokens {
                     break;
                 }
                 tokens += prepared.cost();
@@ -158,7 +172,7 @@ fn run(
                     text.id.clone_from(&document.id);
                     text.text.clone_from(&document.text);
                     text.spans.clone_from(&document.spans);
-                    progress.advance(prepared.cost() as u64)?;
+                    progress.advance((prepared.cost() * model.count()) as u64)?;
                     text
                 }
                 None => {
@@ -179,7 +193,7 @@ fn run(
 
 /// Runs the model over all stretches of `texts`; one list of captures a text.
 fn capture(
-    model: &Model,
+    model: &dyn Reader,
     texts: &[&Prepared],
     options: &Attend,
     progress: &Progress,
@@ -192,6 +206,8 @@ fn capture(
         .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
         .filter(|&(t, _)| needed(texts[t]))
         .collect();
+    let mut chunks = Vec::new();
+    let mut batches = Vec::new();
     let mut from = 0;
     while from < stretches.len() {
         let mut to = from;
@@ -210,18 +226,20 @@ fn capture(
             .iter()
             .map(|&(t, w)| texts[t].windows[w].tokens().map(|i| texts[t].read[i]).collect())
             .collect();
-        let want = Want::capture(Capture {
+        let capture = Capture {
             detail: options.detail(),
             received,
             probes: chunk.iter().map(|&(t, w)| probe_places(texts[t], w)).collect(),
             maps: options.maps.clone(),
-        });
-        let output = model.forward(&Batch::new(&ids), &want)?;
-        for (&(t, _), text) in chunk.iter().zip(output.attention) {
+        };
+        batches.push((Batch::new(&ids), capture));
+        chunks.push(chunk);
+        from = to;
+    }
+    for (chunk, of_chunk) in chunks.into_iter().zip(model.read(&batches, progress)?) {
+        for (&(t, _), text) in chunk.iter().zip(of_chunk) {
             captured[t].push(text);
         }
-        progress.advance(tokens as u64)?;
-        from = to;
     }
     Ok(captured)
 }
@@ -237,7 +255,13 @@ fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
 }
 
 /// Everything a text's numbers depend on.
-fn key(model: &Model, document: &Document, prepared: &Prepared, options: &Attend, context: usize) -> String {
+fn key(
+    model: &dyn Reader,
+    document: &Document,
+    prepared: &Prepared,
+    options: &Attend,
+    context: usize,
+) -> String {
     let probes: String = prepared.probes.iter().map(|(field, p)| format!("{field} {p}\n")).collect();
     let mut parts = vec![
         cache::VERSION.into(),

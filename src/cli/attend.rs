@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use cluescope::attention::{Attend, Per, Probes};
 use cluescope::corpus::Corpus;
-use cluescope::model::Model;
+use cluescope::memory;
+use cluescope::model::{Model, Streamed};
 
 /// Options of `cluescope attend`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,12 @@ pub(crate) struct Args {
     /// Text read in front of each text and cut away again, such as "Text: "
     #[arg(long, default_value = "")]
     prefix: String,
+    /// For a model that does not fit into memory: read it from disk block by block, many texts a block
+    #[arg(long)]
+    streamed: bool,
+    /// With --streamed: tokens that share one reading of the model; memory grows with it
+    #[arg(long, default_value_t = 32_768, requires = "streamed")]
+    stream_tokens: usize,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
@@ -45,7 +52,6 @@ pub(crate) enum Part {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     super::use_threads(args.threads)?;
     let corpus = Corpus::read(&args.corpus)?;
-    let model = Model::load(&args.model)?;
     let per = match args.per {
         None => Per::Mean,
         Some(Part::Layer) => Per::Layer,
@@ -54,7 +60,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let probes = if args.probe.is_empty() { Probes::None } else { Probes::Fields(args.probe.clone()) };
     let options =
         Attend::new().per(per).probes(probes).prefix(args.prefix.as_str()).command(super::command_line());
-    model.attend_to_file(&corpus.documents, &options, &args.out)?;
+    if args.streamed {
+        let options = options.stream_tokens(args.stream_tokens);
+        let model = Streamed::open(&args.model)?;
+        eprintln!("expected: {}", model.estimate_for(&corpus.documents, &options)?);
+        model.attend_to_file(&corpus.documents, &options, &args.out)?;
+        if let Some(peak) = memory::peak() {
+            eprintln!("memory: {} at most", memory::readable(peak));
+        }
+    } else {
+        Model::load(&args.model)?.attend_to_file(&corpus.documents, &options, &args.out)?;
+    }
     println!("{} texts: {}", corpus.documents.len(), args.out.display());
     Ok(())
 }

@@ -1,10 +1,14 @@
 //! One file a command; each turns flags into the library's settings once and calls the library.
 
 mod attend;
+mod augment;
 mod biographies;
 mod contrast;
+mod finetune;
+mod model;
 mod notebooks;
 mod pretrain;
+mod quiz;
 mod reproduce;
 
 use std::process::ExitCode;
@@ -31,6 +35,12 @@ enum Command {
     Attend(attend::Args),
     /// Compare two models' attention on a corpus
     Contrast(contrast::Args),
+    /// Make a training corpus: originals and copies with tokens dropped by rank, at random, or rearranged
+    Augment(augment::Args),
+    /// Teach a model a corpus, by LoRA or with every weight
+    Finetune(Box<finetune::Args>),
+    /// Ask a model every question of a corpus
+    Quiz(quiz::Args),
     /// Train one of the small pair from nothing
     Pretrain(pretrain::Args),
     /// Open JupyterLab on the notebooks, with the kernel registered
@@ -57,6 +67,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Biographies(args) => biographies::run(&args),
         Command::Attend(args) => attend::run(&args),
         Command::Contrast(args) => contrast::run(&args),
+        Command::Augment(args) => augment::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Quiz(args) => quiz::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Lab(args) => notebooks::lab(&args),
         Command::Run(args) => notebooks::run(&args, listen_for_interrupts),

@@ -12,6 +12,7 @@
 
 mod align;
 mod difference;
+mod guide_file;
 mod hits;
 mod load;
 mod options;

@@ -18,6 +18,7 @@ mod prompt;
 mod quiz;
 mod result;
 mod score;
+mod store;
 
 pub use examinee::Examinee;
 pub use interval::{Bootstrap, Cells, Interval};

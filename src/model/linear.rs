@@ -97,7 +97,7 @@ enum Values<'a> {
 }
 
 /// Widened values at a time: 16 MiB, large enough to keep all threads busy.
-const GROUP: usize = 4 << 20;
+pub(super) const GROUP: usize = 4 << 20;
 
 impl Matrix {
     /// The whole matrix as a dense tensor; differentiable when it is a variable.

@@ -36,26 +36,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_from(source: &str, hub: &Hub) -> Result<Model> {
-        let path = Path::new(source);
-        let extension = files::extension(path);
-        if path.is_dir() {
-            return load_folder(source, path);
-        }
-        if path.is_file() {
-            return match extension.as_str() {
-                "gguf" => load_gguf(source, path),
-                "safetensors" => Err(Error::model(
-                    source,
-                    "give the folder that holds it, with config.json and tokenizer.json",
-                )),
-                "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Error::model(source, pickle_message(source))),
-                _ => Err(Error::model(source, "is neither a folder nor a .gguf file")),
-            };
-        }
-        match hub.fetch(source)? {
-            found if found.is_dir() => load_folder(source, &found),
-            found => load_gguf(source, &found),
-        }
+        open(source, hub)?.load()
     }
 
     /// A model from the contents of its files in memory, such as those built into a program.
@@ -73,7 +54,59 @@ impl Model {
         let mut tensors = Tensors::default();
         tensors
             .add_safetensors(&PathBuf::from(format!("{name}/model.safetensors")), Bytes::Memory(weights))?;
-        from_parts(name, Path::new("config.json"), &config, tokenizer, tensors)
+        from_parts(name, Path::new("config.json"), &config, tokenizer, tensors)?.load()
+    }
+}
+
+/// A checkpoint whose small files are read and checked, and whose weights still lie in their files.
+pub(super) struct Opened {
+    pub(super) name: String,
+    pub(super) hash: String,
+    pub(super) config: DecoderConfig,
+    pub(super) tokenizer: Tokenizer,
+    family: Family,
+    form: Form,
+    tensors: Tensors,
+}
+
+impl Opened {
+    /// The weights by canonical names.
+    pub(super) fn weights(self, device: &Device) -> WeightFile {
+        WeightFile::new(self.family, self.form, self.config, self.tensors, device)
+    }
+
+    fn load(self) -> Result<Model> {
+        let device = default_device();
+        let (name, hash) = (self.name.clone(), self.hash.clone());
+        let (config, tokenizer) = (self.config.clone(), self.tokenizer.clone());
+        let mut weights = self.weights(&device);
+        let model = Model::assemble(name, hash, config, tokenizer, &mut weights, &device)?;
+        weights.finish()?;
+        Ok(model)
+    }
+}
+
+/// Finds `source` as [`Model::load`] describes it.
+pub(super) fn open(source: &str, hub: &Hub) -> Result<Opened> {
+    let path = Path::new(source);
+    let extension = files::extension(path);
+    if path.is_dir() {
+        return load_folder(source, path);
+    }
+    if path.is_file() {
+        return match extension.as_str() {
+            "gguf" => load_gguf(source, path),
+            "safetensors" => Err(Error::model(
+                source,
+                "give the folder that holds it, with config.json and tokenizer.json",
+            )),
+            "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Error::model(source, pickle_message(source))),
+            _ => Err(Error::model(source, "is neither a folder nor a .gguf file")),
+        };
+    }
+    match hub.fetch(source)? {
+        found if found.is_dir() => load_folder(source, &found),
+        found => load_gguf(source, &found),
     }
 }
 
@@ -90,7 +123,7 @@ pub(crate) fn default_device() -> Device {
     Device::Cpu
 }
 
-fn load_folder(name: &str, folder: &Path) -> Result<Model> {
+fn load_folder(name: &str, folder: &Path) -> Result<Opened> {
     let config_path = folder.join("config.json");
     if !config_path.is_file() {
         let hint = if folder.join("adapter_config.json").is_file() {
@@ -124,12 +157,12 @@ fn from_parts(
     json: &Value,
     tokenizer: Tokenizer,
     tensors: Tensors,
-) -> Result<Model> {
+) -> Result<Opened> {
     let (family, config) = Family::read_config(name, config_path, json)?;
-    finish(name, family, Form::HuggingFace, config, tokenizer, tensors)
+    Ok(opened(name, family, Form::HuggingFace, config, tokenizer, tensors))
 }
 
-fn load_gguf(name: &str, path: &Path) -> Result<Model> {
+fn load_gguf(name: &str, path: &Path) -> Result<Opened> {
     let bytes = Bytes::open(path)?;
     let (family, config, tokenizer, tensors) = {
         let header = gguf::parse(path, &bytes)?;
@@ -138,21 +171,17 @@ fn load_gguf(name: &str, path: &Path) -> Result<Model> {
         let tensors = Tensors { files: vec![(path.to_path_buf(), bytes.clone())], entries: header.tensors };
         (family, config, tokenizer, tensors)
     };
-    finish(name, family, Form::Gguf, config, tokenizer, tensors)
+    Ok(opened(name, family, Form::Gguf, config, tokenizer, tensors))
 }
 
-fn finish(
+fn opened(
     name: &str,
     family: Family,
     form: Form,
     config: DecoderConfig,
     tokenizer: Tokenizer,
     tensors: Tensors,
-) -> Result<Model> {
-    let device = default_device();
+) -> Opened {
     let hash = content_hash([format!("{config:?}"), tokenizer.hash().to_owned(), tensors.fingerprint()]);
-    let mut weights = WeightFile::new(family, form, config.clone(), tensors, &device);
-    let model = Model::assemble(name, hash, config, tokenizer, &mut weights, &device)?;
-    weights.finish()?;
-    Ok(model)
+    Opened { name: name.into(), hash, config, tokenizer, family, form, tensors }
 }

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::init;
 use super::linear::Lora;
-use super::parameters::Decoder;
+use super::parameters::{Decoder, Parameter};
 use crate::error::{Error, Result};
 
 /// Options of a LoRA adapter; the default is the paper's configuration.
@@ -67,7 +67,8 @@ impl LoraConfig {
     }
 }
 
-/// Puts fresh adapters on every linear layer whose name ends in a target module.
+/// Puts fresh adapters on every linear layer whose name ends in a target module. Adapters that are there already
+/// become part of their weights: dropped, they would take what was learned with them in silence.
 pub(super) fn attach(
     model: &str,
     decoder: &mut Decoder,
@@ -78,7 +79,10 @@ pub(super) fn attach(
     let mut trainable = BTreeMap::new();
     let mut unmatched = config.target_modules.clone();
     decoder.for_each_linear(&mut |linear| {
-        linear.lora = None;
+        if linear.lora.is_some() {
+            let merged = Parameter::Matrix(linear).effective(device)?.detach();
+            Parameter::Matrix(linear).replace(merged);
+        }
         let module = linear.name.rsplit('.').next().unwrap_or(&linear.name);
         if !config.target_modules.iter().any(|target| target == module) {
             return Ok(());

@@ -20,7 +20,7 @@ use crate::error::Result;
 /// Logits held at a time: 64 MiB.
 const CHUNK: usize = 16 << 20;
 
-fn rows_per_chunk(vocab: usize) -> usize {
+pub(super) fn rows_per_chunk(vocab: usize) -> usize {
     (CHUNK / vocab).clamp(1, 1024)
 }
 

@@ -18,6 +18,7 @@ mod capture;
 mod config;
 mod continuation;
 mod decoder;
+mod device;
 mod family;
 mod fields;
 mod generate;
@@ -30,6 +31,7 @@ mod load;
 mod lora;
 mod loss;
 mod matmul;
+mod memory;
 mod mlp;
 mod norm;
 mod parameters;
@@ -37,6 +39,7 @@ mod rope;
 mod save;
 mod scratch;
 mod simd;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -54,6 +57,7 @@ pub use generate::Generate;
 pub use gguf::GGUF_TYPES;
 pub use hub::Hub;
 pub use lora::LoraConfig;
+pub use streamed::Streamed;
 
 use crate::error::{Error, Result};
 use crate::provenance::content_hash;
@@ -110,6 +114,21 @@ struct Inner {
     trainable: BTreeMap<String, Var>,
 }
 
+/// Refuses a tokenizer that can produce ids without an embedding.
+fn tokenizer_fits(model: &str, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<()> {
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(());
+    }
+    Err(Error::model(
+        model,
+        format!(
+            "the tokenizer knows {} tokens, the embedding has {} rows; use the model's own tokenizer",
+            tokenizer.vocab_size(),
+            config.vocab_size
+        ),
+    ))
+}
+
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Model")
@@ -139,16 +158,7 @@ impl Model {
     ) -> Result<Self> {
         let name = name.into();
         config.validate(&name)?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::model(
-                name,
-                format!(
-                    "the tokenizer knows {} tokens, the embedding has {} rows; use the model's own tokenizer",
-                    tokenizer.vocab_size(),
-                    config.vocab_size
-                ),
-            ));
-        }
+        tokenizer_fits(&name, &tokenizer, &config)?;
         let decoder = Decoder::load(config, weights, device)?;
         Ok(Model(Arc::new(Inner {
             name,
@@ -354,7 +364,7 @@ impl Model {
     /// The same model with fresh LoRA adapters on `config.target_modules`; the weights are shared and frozen.
     ///
     /// A is uniform in ±1/√in (PEFT's `kaiming_uniform_(a=√5)`), B zero, so the model's output is unchanged at first. The draw depends on the seed and the
-    /// tensor's name alone. Adapters already present are dropped.
+    /// tensor's name alone. Adapters already present are merged into the weights first.
     ///
     /// # Errors
     /// When an option lies outside its range or a target module matches no linear layer.
@@ -380,6 +390,22 @@ impl Model {
             Ok(())
         })?;
         Ok(self.with(decoder, trainable))
+    }
+
+    /// A model that believes to train `name` while its graph is cut there: what training must notice.
+    #[cfg(test)]
+    pub(crate) fn with_cut(&self, name: &str) -> Self {
+        let mut decoder = Decoder::clone(&self.0.decoder);
+        decoder
+            .for_each_parameter(&mut |found, parameter| {
+                if found == name {
+                    let values = parameter.effective(&self.0.device)?.detach();
+                    parameter.replace(values);
+                }
+                Ok(())
+            })
+            .unwrap();
+        self.with(decoder, self.0.trainable.clone())
     }
 
     /// The same weights without gradients; adapters stay attached.

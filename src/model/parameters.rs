@@ -164,7 +164,10 @@ impl Decoder {
         self.lm_head.iter_mut().try_for_each(visit)
     }
 
-    fn for_each_norm(&mut self, visit: &mut dyn FnMut(&mut NormWeights) -> Result<()>) -> Result<()> {
+    pub(super) fn for_each_norm(
+        &mut self,
+        visit: &mut dyn FnMut(&mut NormWeights) -> Result<()>,
+    ) -> Result<()> {
         for block in &mut self.blocks {
             for norm in block.norms() {
                 visit(norm)?;
@@ -232,7 +235,7 @@ impl Decoder {
 }
 
 impl Block {
-    fn load(
+    pub(super) fn load(
         c: &DecoderConfig,
         source: &mut dyn WeightSource,
         layer: usize,

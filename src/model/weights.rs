@@ -349,36 +349,27 @@ impl WeightFile {
         Ok(QTensor::new(storage, shape)?)
     }
 
-    /// Refuses tensors that nothing asked for.
+    /// The rows `ids` of the matrix `name` of `rows` × `cols`, in that order; the rest stays in the file.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the first of them.
-    pub(crate) fn finish(&self) -> Result<()> {
-        let mut surplus = self.tensors.entries.iter().filter(|(name, _)| {
-            !self.used.contains(*name) && !self.family.ignorable(self.form, name, &self.config)
-        });
-        let Some((name, entry)) = surplus.next() else { return Ok(()) };
-        let more = surplus.count();
-        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-        Err(Error::format(
-            &self.tensors.files[entry.file].0,
-            format!("tensor {name}{more}"),
-            format!(
-                "surplus: {} with this configuration has no such weight, so the result would be wrong without it",
-                self.family
-            ),
-        ))
-    }
-}
-
-impl WeightSource for WeightFile {
-    fn has(&self, name: &str) -> bool {
-        self.stored(name).is_some_and(|(full, _)| self.tensors.entries.contains_key(&full))
+    /// As [`WeightSource::matrix`].
+    pub(crate) fn some_rows(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        ids: &[u32],
+    ) -> Result<Matrix> {
+        self.read(name, (rows, cols), Some(ids))
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    fn read(&mut self, name: &str, (rows, cols): (usize, usize), ids: Option<&[u32]>) -> Result<Matrix> {
         let (full, entry, stored) = self.find(name, &[rows, cols])?;
-        let order = stored.rows.order(rows);
+        let mut order = stored.rows.order(rows);
+        if let Some(ids) = ids {
+            let all = order.as_deref();
+            order = Some(ids.iter().map(|&id| all.map_or(id as usize, |all| all[id as usize])).collect());
+        }
+        let rows = ids.map_or(rows, <[u32]>::len);
         let (block, block_bytes) = entry.kind.block();
         let matrix = match entry.kind {
             Kind::Dense(dtype) if stored.transposed => {
@@ -412,6 +403,60 @@ impl WeightSource for WeightFile {
             self.tensors.files[entry.file].1.release(&entry.range);
         }
         Ok(matrix)
+    }
+
+    /// Bytes of the largest block's matrices.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        const MATRICES: [&str; 7] = [
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ];
+        let of_layer = |layer: usize| -> u64 {
+            let stored: BTreeSet<String> = MATRICES
+                .iter()
+                .filter_map(|part| self.stored(&format!("layers.{layer}.{part}.weight")))
+                .map(|(full, _)| full)
+                .collect();
+            let entries = stored.iter().filter_map(|full| self.tensors.entries.get(full));
+            entries.map(|entry| entry.range.len() as u64).sum()
+        };
+        (0..self.config.layers).map(of_layer).max().unwrap_or(0)
+    }
+
+    /// Refuses tensors that nothing asked for.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the first of them.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let mut surplus = self.tensors.entries.iter().filter(|(name, _)| {
+            !self.used.contains(*name) && !self.family.ignorable(self.form, name, &self.config)
+        });
+        let Some((name, entry)) = surplus.next() else { return Ok(()) };
+        let more = surplus.count();
+        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        Err(Error::format(
+            &self.tensors.files[entry.file].0,
+            format!("tensor {name}{more}"),
+            format!(
+                "surplus: {} with this configuration has no such weight, so the result would be wrong without it",
+                self.family
+            ),
+        ))
+    }
+}
+
+impl WeightSource for WeightFile {
+    fn has(&self, name: &str) -> bool {
+        self.stored(name).is_some_and(|(full, _)| self.tensors.entries.contains_key(&full))
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        self.read(name, (rows, cols), None)
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::{Tensor, Var};
 use serde_json::{Value, json};
 
-use super::tensors::{self, Precision, Values};
+use super::tensors::{self, Values};
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_atomic};
 use crate::model::{LoraConfig, Model, Norm};
@@ -45,8 +45,9 @@ impl Adapter {
     /// The adapter that `model`, made from `base_model` by [`Model::with_lora`] with `config`, carries now.
     ///
     /// # Errors
-    /// [`Error::Model`] when `model` carries none.
+    /// [`Error::Model`] when `model` carries none, or is a GPT-2 or GPT-NeoX, whose adapters no PEFT file can name.
     pub fn of(model: &Model, config: &LoraConfig, base_model: &str, base_hash: &str) -> Result<Adapter> {
+        check_names(model)?;
         let mut tensors = BTreeMap::new();
         for (name, variable) in model.trainable() {
             if !is_adapter(name) {
@@ -83,7 +84,7 @@ impl Adapter {
         if let Some(hash) = &self.base_hash {
             metadata.insert(BASE_HASH.into(), hash.clone());
         }
-        tensors::write(&folder.join(WEIGHTS), &out, &metadata, Precision::F32)?;
+        tensors::write(&folder.join(WEIGHTS), &out, &metadata)?;
         // Last, so that a folder with a configuration is a whole adapter.
         let path = folder.join(CONFIG);
         let text =
@@ -130,16 +131,16 @@ impl Adapter {
             .map_err(|e| Error::format(&path, format!("line {}", e.line()), format!("not JSON: {e}")))?;
         let lora = read_config(&path, &config)?;
         let path = folder.join(WEIGHTS);
-        let stored = tensors::read(&path)?;
+        let stored = tensors::open(&path)?;
         let mut tensors = BTreeMap::new();
-        for (name, tensor) in stored.tensors {
+        for name in stored.names() {
             let short = name.strip_prefix(PREFIX).filter(|short| is_adapter(short));
             let Some(short) = short else {
                 let message =
                     format!("not a LoRA matrix of a Llama-like model ({PREFIX}layers.N.….lora_A.weight)");
                 return Err(Error::format(&path, format!("tensor {name}"), message));
             };
-            tensors.insert(short.to_string(), tensor);
+            tensors.extend(stored.tensor(name)?.map(|tensor| (short.to_string(), tensor)));
         }
         Ok(Adapter {
             config: lora,
@@ -171,12 +172,7 @@ impl Adapter {
                 ),
             ));
         }
-        if model.config().norm != Norm::Rms {
-            return Err(Error::model(
-                model.name(),
-                "GPT-2 and GPT-NeoX keep query, key and value in one matrix, which a PEFT file cannot name apart",
-            ));
-        }
+        check_names(model)?;
         let adapted = model.with_lora(&self.config, 0)?;
         for (name, variable) in adapted.trainable() {
             self.set(model, name, variable)?;
@@ -219,6 +215,19 @@ impl Adapter {
         self.base_hash = Some(model.hash().into());
         self
     }
+}
+
+/// Refuses architectures whose projections peft knows under other names, so that no file is written that neither peft
+/// nor [`Adapter::apply`] could use.
+fn check_names(model: &Model) -> Result<()> {
+    if model.config().norm == Norm::Rms {
+        return Ok(());
+    }
+    Err(Error::model(
+        model.name(),
+        "GPT-2 and GPT-NeoX keep query, key and value in one matrix, so a PEFT file cannot name their adapters apart; \
+         save the merged model instead (Model::save)",
+    ))
 }
 
 fn is_adapter(name: &str) -> bool {

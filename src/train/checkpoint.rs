@@ -12,9 +12,12 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, StepRecord};
+use super::evaluation::Evaluation;
 use super::optimizer::{AdamW, AdamWConfig, Moments};
-use super::tensors::{self, Precision, Values};
+use super::tensors::{self, Stored, Values};
 use crate::error::{Error, Result};
+use crate::files::Locked;
+use crate::model::Model;
 
 /// Identifies a run: only the same run may go on from its checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +30,9 @@ pub(super) struct Identity {
     pub(super) model_hash: String,
     /// Hash of the texts.
     pub(super) data: String,
+    /// Hash of the texts evaluated on; empty without.
+    #[serde(default)]
+    pub(super) held_out: String,
     /// Every setting, as JSON.
     pub(super) settings: serde_json::Value,
 }
@@ -48,6 +54,9 @@ pub(super) struct History {
     /// Step and loss of the looks at held-out texts.
     #[serde(default)]
     pub(super) probes: Vec<(usize, f64)>,
+    /// Losses on the texts evaluated on.
+    #[serde(default)]
+    pub(super) evaluations: Vec<Evaluation>,
 }
 
 const VERSION: u32 = 1;
@@ -56,6 +65,22 @@ const METADATA: &str = "cluescope";
 /// Where a run's state lies in `folder`.
 pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join("checkpoint.safetensors")
+}
+
+/// Keeps other processes out of `folder`, in which two runs would overwrite each other's state.
+///
+/// # Errors
+/// [`Error::Stopped`] when another process trains there.
+pub(super) fn lock(folder: &Path) -> Result<Locked> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let path = folder.join("checkpoint.lock");
+    let file = std::fs::File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+    Locked::try_new(file).map_err(Error::io(&path))?.ok_or_else(|| {
+        let place = folder.display();
+        Error::Stopped(format!(
+            "{place}: another process trains in this folder; wait for it, or name another"
+        ))
+    })
 }
 
 /// Saves the run after the steps of `history`.
@@ -77,7 +102,7 @@ pub(super) fn save(folder: &Path, identity: &Identity, engine: &Engine, history:
             out.insert(format!("exp_avg_sq.{name}"), Values::Slice(shape, &moments.exp_avg_sq));
         }
     }
-    tensors::write(&path, &out, &BTreeMap::from([(METADATA.to_string(), header)]), Precision::F32)
+    tensors::write(&path, &out, &BTreeMap::from([(METADATA.to_string(), header)]))
 }
 
 /// Brings `engine` to the state saved in `folder` and returns what was recorded; `None` when there is
@@ -95,42 +120,107 @@ pub(super) fn resume(
     if !path.exists() {
         return Ok(None);
     }
-    let mut stored = tensors::read(&path)?;
-    let header = stored.metadata.get(METADATA).map(String::as_str).unwrap_or_default();
-    let header: Header = serde_json::from_str(header)
-        .map_err(|e| Error::format(&path, "header", format!("not a checkpoint of cluescope: {e}")))?;
-    if header.version != VERSION {
-        let message = format!("checkpoint version {}; this program reads version {VERSION}", header.version);
-        return Err(Error::format(&path, "header", message));
-    }
-    if let Some(difference) = header.identity.difference(identity) {
-        let message = format!(
-            "belongs to another run: {difference}; choose another folder, or delete this file to start over"
-        );
-        return Err(Error::format(&path, "", message));
-    }
-    let mut take = |name: String, count: usize| match stored.tensors.remove(&name) {
-        Some((_, values)) if values.len() == count => Ok(values),
-        Some((_, values)) => {
-            let message =
-                format!("{} values where the model has {count}; delete the file to start over", values.len());
-            Err(Error::format(&path, format!("tensor {name}"), message))
-        }
-        None => Err(Error::format(&path, format!("tensor {name}"), "missing; delete the file to start over")),
-    };
+    let stored = tensors::open(&path)?;
+    let header: Header = header(&path, &stored)?;
+    check(&path, header.version, &header.identity, identity)?;
     let mut moments = BTreeMap::new();
     for (name, variable) in engine.model.trainable() {
         let count = variable.elem_count();
-        let values = take(format!("trainable.{name}"), count)?;
+        let values = take(&path, &stored, &format!("trainable.{name}"), count)?;
         variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?;
         if header.optimizer_steps > 0 {
-            let exp_avg = take(format!("exp_avg.{name}"), count)?;
-            let exp_avg_sq = take(format!("exp_avg_sq.{name}"), count)?;
+            let exp_avg = take(&path, &stored, &format!("exp_avg.{name}"), count)?;
+            let exp_avg_sq = take(&path, &stored, &format!("exp_avg_sq.{name}"), count)?;
             moments.insert(name.clone(), Moments { exp_avg, exp_avg_sq });
         }
     }
     engine.optimizer = AdamW::restore(adamw, header.optimizer_steps, moments);
     Ok(Some(header.history))
+}
+
+#[derive(Serialize, Deserialize)]
+struct BestHeader {
+    version: u32,
+    identity: Identity,
+    step: usize,
+}
+
+fn best_path(folder: &Path) -> PathBuf {
+    folder.join("best.safetensors")
+}
+
+/// Saves what `model` has learned by `step` as the best so far.
+///
+/// A run killed before its next checkpoint comes back to this step and writes the same bytes again, so the file may be
+/// ahead of the checkpoint but never contradicts it.
+pub(super) fn save_best(folder: &Path, identity: &Identity, model: &Model, step: usize) -> Result<()> {
+    let path = best_path(folder);
+    let header = BestHeader { version: VERSION, identity: identity.clone(), step };
+    let header = serde_json::to_string(&header).map_err(|e| Error::format(&path, "header", e))?;
+    let tensors: BTreeMap<String, Values<'_>> = model
+        .trainable()
+        .iter()
+        .map(|(name, variable)| (format!("trainable.{name}"), Values::Tensor(variable.as_tensor())))
+        .collect();
+    tensors::write(&path, &tensors, &BTreeMap::from([(METADATA.to_string(), header)]))
+}
+
+/// Brings `model` back to what [`save_best`] kept of `step`.
+///
+/// # Errors
+/// A file that is missing, damaged, or of another run or step.
+pub(super) fn load_best(folder: &Path, identity: &Identity, model: &Model, step: usize) -> Result<()> {
+    let path = best_path(folder);
+    let stored = tensors::open(&path)?;
+    let header: BestHeader = header(&path, &stored)?;
+    check(&path, header.version, &header.identity, identity)?;
+    if header.step != step {
+        let message =
+            format!("holds step {}, the best was step {step}; delete the folder to start over", header.step);
+        return Err(Error::format(&path, "header", message));
+    }
+    for (name, variable) in model.trainable() {
+        let values = take(&path, &stored, &format!("trainable.{name}"), variable.elem_count())?;
+        variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?;
+    }
+    Ok(())
+}
+
+fn header<T: serde::de::DeserializeOwned>(path: &Path, stored: &Stored) -> Result<T> {
+    let header = stored.metadata.get(METADATA).map(String::as_str).unwrap_or_default();
+    serde_json::from_str(header)
+        .map_err(|e| Error::format(path, "header", format!("not a checkpoint of cluescope: {e}")))
+}
+
+/// Refuses the state of another run, in words.
+fn check(path: &Path, version: u32, was: &Identity, now: &Identity) -> Result<()> {
+    if version != VERSION {
+        let message = format!("checkpoint version {version}; this program reads version {VERSION}");
+        return Err(Error::format(path, "header", message));
+    }
+    match was.difference(now) {
+        None => Ok(()),
+        Some(difference) => {
+            let message = format!(
+                "belongs to another run: {difference}; choose another folder, or delete this file to start over"
+            );
+            Err(Error::format(path, "", message))
+        }
+    }
+}
+
+/// The `count` values of a tensor.
+fn take(path: &Path, stored: &Stored, name: &str, count: usize) -> Result<Vec<f32>> {
+    let place = || format!("tensor {name}");
+    match stored.tensor(name)? {
+        Some((_, values)) if values.len() == count => Ok(values),
+        Some((_, values)) => {
+            let message =
+                format!("{} values where the model has {count}; delete the file to start over", values.len());
+            Err(Error::format(path, place(), message))
+        }
+        None => Err(Error::format(path, place(), "missing; delete the file to start over")),
+    }
 }
 
 impl Identity {
@@ -159,6 +249,9 @@ impl Identity {
                 }
             }
         }
-        (self != now).then(|| "its texts are others".to_string())
+        if self.data != now.data {
+            return Some("its texts are others".to_string());
+        }
+        (self.held_out != now.held_out).then(|| "the texts it evaluates on are others".to_string())
     }
 }

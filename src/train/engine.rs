@@ -1,15 +1,16 @@
 //! One optimiser step, and the state that a run carries from step to step.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::batch::next_token_targets;
 use super::optimizer::{AdamW, AdamWConfig, clip_factor, global_norm};
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 use crate::model::{Batch, Model, TrainPass};
-use crate::progress::check_interrupt;
 use crate::random::Stream;
 
 /// What one optimiser step did.
@@ -30,7 +31,7 @@ pub struct StepRecord {
 }
 
 /// Texts of one forward pass and what they must predict.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Pass {
     /// Token ids, text by text.
     pub texts: Vec<Vec<u32>>,
@@ -51,6 +52,9 @@ impl Pass {
     }
 }
 
+/// Where [`Engine::keep_failed_batch`] keeps it.
+const FAILED_BATCH: &str = "failed-batch.json";
+
 /// Loss and size of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
@@ -68,6 +72,7 @@ pub struct Engine {
     pub(super) model: Model,
     pub(super) optimizer: AdamW,
     options: Options,
+    failures: Option<PathBuf>,
 }
 
 /// What every step of a run has in common.
@@ -84,7 +89,14 @@ pub struct Options {
 impl Engine {
     /// Trains the variables of `model`, which [`Model::with_lora`] or [`Model::with_trainable_weights`] made.
     pub fn new(model: Model, adamw: AdamWConfig, options: Options) -> Engine {
-        Engine { model, optimizer: AdamW::new(adamw), options }
+        Engine { model, optimizer: AdamW::new(adamw), options, failures: None }
+    }
+
+    /// A step that fails because its loss or gradient is not finite leaves its batch in `folder`, as
+    /// `failed-batch.json`: the step, and of each pass the texts' tokens, targets and names.
+    pub fn keep_failed_batch(mut self, folder: impl AsRef<Path>) -> Engine {
+        self.failures = Some(folder.as_ref().to_path_buf());
+        self
     }
 
     /// The model as trained so far.
@@ -110,26 +122,23 @@ impl Engine {
             let dropout = Stream::new(self.options.seed, "dropout", &[step as u64, index as u64]).bits64();
             let how =
                 TrainPass { recompute: self.options.gradient_checkpointing, dropout_seed: Some(dropout) };
-            let mut pass_loss = self.model.loss_with(&batch, &pass.targets, &how)?;
-            if passes.len() > 1 {
-                pass_loss = (pass_loss * share)?;
-            }
-            let value = f64::from(pass_loss.to_scalar::<f32>()?);
+            let (value, found) = self.model.loss_and_gradients(&batch, &pass.targets, &how)?;
             if !value.is_finite() {
-                return Err(Error::Stopped(format!(
-                    "step {step}: the loss is {value} on {}; a smaller learning rate or max_grad_norm may help",
-                    names(std::slice::from_ref(pass))
-                )));
+                let pass = std::slice::from_ref(pass);
+                return Err(self.failed(
+                    format!("the loss is {value}"),
+                    "a smaller learning rate or max_grad_norm may help",
+                    pass,
+                    step,
+                )?);
             }
-            loss += value;
-            self.accumulate(&pass_loss, &mut gradients)?;
+            loss += f64::from(value) * share;
+            add(self.model.trainable(), found, share, &mut gradients)?;
         }
         let norm = global_norm(&gradients)?;
         if !norm.is_finite() {
-            return Err(Error::Stopped(format!(
-                "step {step}: the gradient is {norm} on {} though the loss is {loss}; a smaller learning rate may help",
-                names(passes)
-            )));
+            let what = format!("the gradient is {norm} though the loss is {loss}");
+            return Err(self.failed(what, "a smaller learning rate may help", passes, step)?);
         }
         let max_norm = self.options.max_grad_norm;
         let scale = if max_norm > 0.0 { clip_factor(norm, max_norm) } else { 1.0 };
@@ -138,28 +147,45 @@ impl Engine {
         Ok(Outcome { loss, grad_norm: norm.into(), tokens })
     }
 
-    fn accumulate(&self, loss: &Tensor, gradients: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        let found = loss.backward();
-        // What stopped the pass comes out as candle's error; an interrupt is told apart here.
-        check_interrupt()?;
-        let mut found = found?;
-        for (name, variable) in self.model.trainable() {
-            // A cut graph trains nothing and says nothing; so it is looked for at every step.
-            let Some(gradient) = found.remove(variable) else {
-                return Err(Error::Stopped(format!(
-                    "{name} is to be trained but the loss does not reach it (no gradient); \
-                     this is a fault of the model's differentiable path, not of the data"
-                )));
-            };
-            match gradients.get_mut(name) {
-                Some(sum) => *sum = (&*sum + gradient)?,
-                None => {
-                    gradients.insert(name.clone(), gradient);
-                }
-            }
-        }
-        Ok(())
+    /// The error for numbers that are not finite, after keeping the batch they came from.
+    fn failed(&self, what: String, remedy: &str, passes: &[Pass], step: usize) -> Result<Error> {
+        let texts = names(passes);
+        let Some(folder) = &self.failures else {
+            return Ok(Error::Stopped(format!("step {step}: {what} on {texts}; {remedy}")));
+        };
+        let path = folder.join(FAILED_BATCH);
+        let batch = serde_json::json!({"step": step, "reason": what, "passes": passes});
+        write_atomic(&path, |out| writeln!(out, "{batch}").map_err(Error::io(&path)))?;
+        let kept = path.display();
+        Ok(Error::Stopped(format!("step {step}: {what} on {texts}; the batch is kept in {kept}; {remedy}")))
     }
+}
+
+/// Adds `share` of the gradients `found` in one pass to those of the passes before.
+fn add(
+    trainable: &BTreeMap<String, Var>,
+    mut found: BTreeMap<String, Tensor>,
+    share: f64,
+    gradients: &mut BTreeMap<String, Tensor>,
+) -> Result<()> {
+    for name in trainable.keys() {
+        // A cut graph trains nothing and says nothing; so it is looked for at every step.
+        let Some(mut gradient) = found.remove(name) else {
+            return Err(Error::Stopped(format!(
+                "{name} is to be trained but the loss does not reach it (no gradient); \
+                 this is a fault of the model's differentiable path, not of the data"
+            )));
+        };
+        if share != 1.0 {
+            gradient = (gradient * share)?;
+        }
+        if let Some(sum) = gradients.get_mut(name) {
+            *sum = (&*sum + gradient)?;
+        } else {
+            gradients.insert(name.clone(), gradient);
+        }
+    }
+    Ok(())
 }
 
 /// The texts of `passes` by name, the first few of them.
@@ -169,4 +195,42 @@ fn names(passes: &[Pass]) -> String {
     let rest = ids.len().saturating_sub(SHOWN);
     let shown = ids[..ids.len() - rest].join(", ");
     if rest > 0 { format!("the texts {shown} and {rest} more") } else { format!("the texts {shown}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DecoderConfig;
+    use crate::tokens::Tokenizer;
+
+    #[test]
+    fn a_variable_that_the_loss_does_not_reach_stops_the_run_by_name() {
+        let tokenizer = Tokenizer::train_bpe(["one two three"], 280).unwrap();
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 2, 2, 16, 16);
+        let model = Model::random("m", config, tokenizer, 1).unwrap();
+        let options = Options { max_grad_norm: 1.0, gradient_checkpointing: false, seed: 0 };
+        let pass = || [Pass::new(vec![vec![1, 2, 3]], vec!["a".into()])];
+        for (cut, expected) in [(false, None), (true, Some("layers.0.mlp.gate_proj.weight is to be trained"))]
+        {
+            let mut trained = model.with_trainable_weights().unwrap();
+            if cut {
+                trained = trained.with_cut("layers.0.mlp.gate_proj.weight");
+            }
+            let before: Vec<f32> = trained.trainable()["norm.weight"].to_vec1().unwrap();
+            let mut engine = Engine::new(trained, AdamWConfig::default(), options);
+            let outcome = engine.step(&pass(), 1, 1e-3);
+            let after: Vec<f32> = engine.model().trainable()["norm.weight"].to_vec1().unwrap();
+            match expected {
+                None => {
+                    outcome.unwrap();
+                    assert_ne!(before, after);
+                }
+                Some(part) => {
+                    let message = outcome.unwrap_err().to_string();
+                    assert!(message.starts_with(part), "{message}");
+                    assert_eq!(before, after, "nothing moves in a step that fails");
+                }
+            }
+        }
+    }
 }

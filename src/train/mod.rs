@@ -9,19 +9,22 @@ mod adapter;
 mod batch;
 mod checkpoint;
 mod engine;
-mod export;
+mod estimate;
+mod evaluation;
 mod lessons;
 mod optimizer;
 mod params;
 mod pretrain;
 mod schedule;
+mod tensorboard;
 mod tensors;
 mod trainer;
 
 pub use adapter::Adapter;
 pub use batch::{Batching, Example, Prepared, next_token_targets};
 pub use engine::{Engine, Options, Outcome, Pass, StepRecord};
-pub use export::SavePrecision;
+pub use estimate::MemoryEstimate;
+pub use evaluation::Evaluation;
 pub use lessons::Mixture;
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_factor, global_norm};
 pub use params::{Finetune, Method, PAPER_TARGETS, Settings};
@@ -35,12 +38,19 @@ use crate::provenance::content_hash;
 
 /// The content hash of a model whose trainable tensors moved away from `base`.
 fn trained_hash(base: &str, model: &Model) -> Result<String> {
-    let mut parts: Vec<Vec<u8>> = vec![base.as_bytes().to_vec()];
-    for (name, variable) in model.trainable() {
-        parts.push(name.as_bytes().to_vec());
-        let bytes =
-            optimizer::with_values(variable, |v| Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect()))?;
-        parts.push(bytes);
+    let mut failure = None;
+    // One tensor after the other: after full fine-tuning all of them together are as large as the model.
+    let tensors = model.trainable().iter().flat_map(|(name, variable)| {
+        let bytes = |v: &[f32]| Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        let bytes = optimizer::with_values(variable, bytes).unwrap_or_else(|error| {
+            failure = Some(error);
+            Vec::new()
+        });
+        [name.as_bytes().to_vec(), bytes]
+    });
+    let hash = content_hash(std::iter::once(base.as_bytes().to_vec()).chain(tensors));
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(hash),
     }
-    Ok(content_hash(parts))
 }

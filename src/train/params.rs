@@ -10,6 +10,7 @@ use super::batch::Batching;
 use super::engine::Options;
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
+use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::model::LoraConfig;
 
@@ -67,6 +68,12 @@ pub struct Settings {
     pub denoise: Option<f64>,
     /// Decides adapter initialisation, order, dropout and noise.
     pub seed: u64,
+    /// Optimiser steps between evaluations; 0 is each epoch's end. Without texts to evaluate on it has no effect.
+    pub eval_steps: usize,
+    /// Evaluations without a lower loss after which the run ends.
+    pub early_stopping_patience: Option<usize>,
+    /// Whether the run returns what it had learned at its lowest evaluation loss.
+    pub load_best_model_at_end: bool,
 }
 
 /// How to fine-tune; the defaults are the paper's released configuration (section 5), in f32 and without
@@ -94,9 +101,14 @@ pub struct Settings {
 /// | [`gradient_checkpointing`](Finetune::gradient_checkpointing) | off | less memory for a third more work, same bits | on, off |
 /// | [`denoise`](Finetune::denoise) | – | share of input tokens replaced, "D-AR" | 0 to 1 |
 /// | [`seed`](Finetune::seed) | 0 | initialisation, order, dropout, noise | any |
+/// | [`evaluate`](Finetune::evaluate) | – | texts whose loss is looked at while training | a corpus |
+/// | [`eval_steps`](Finetune::eval_steps) | 0: each epoch's end | steps between evaluations | any, with `evaluate` |
+/// | [`early_stopping_patience`](Finetune::early_stopping_patience) | – | evaluations without a lower loss before the run ends | from 1, with `evaluate` |
+/// | [`load_best_model_at_end`](Finetune::load_best_model_at_end) | on | the result is the step of lowest evaluation loss | on, off |
 /// | [`checkpoint`](Finetune::checkpoint) | – | folder to save to and resume from | a folder |
 /// | [`save_steps`](Finetune::save_steps) | 0: each epoch's end | steps between checkpoints | any |
 /// | [`save_every`](Finetune::save_every) | – | time between checkpoints, instead of steps | any |
+/// | [`logging_dir`](Finetune::logging_dir) | – | folder for TensorBoard event files | a folder |
 ///
 /// ```
 /// use cluescope::train::Finetune;
@@ -112,6 +124,8 @@ pub struct Finetune {
     pub(super) checkpoint: Option<PathBuf>,
     pub(super) save_steps: usize,
     pub(super) save_every: Option<Duration>,
+    pub(super) evaluation: Option<Corpus>,
+    pub(super) logging_dir: Option<PathBuf>,
     // Asking for an adapter option on a full run is a mistake to report, not to swallow.
     misplaced: Option<&'static str>,
 }
@@ -135,10 +149,15 @@ impl Default for Finetune {
                 gradient_checkpointing: false,
                 denoise: None,
                 seed: 0,
+                eval_steps: 0,
+                early_stopping_patience: None,
+                load_best_model_at_end: true,
             },
             checkpoint: None,
             save_steps: 0,
             save_every: None,
+            evaluation: None,
+            logging_dir: None,
             misplaced: None,
         }
     }
@@ -312,6 +331,39 @@ impl Finetune {
         self
     }
 
+    /// Looks at the loss on `corpus` while training: [`Run::evaluations`](super::Run::evaluations). Its texts should be
+    /// none of those trained on.
+    pub fn evaluate(mut self, corpus: &Corpus) -> Self {
+        self.evaluation = Some(corpus.clone());
+        self
+    }
+
+    /// Optimiser steps between evaluations; 0 evaluates at the end of every epoch.
+    pub fn eval_steps(mut self, eval_steps: usize) -> Self {
+        self.settings.eval_steps = eval_steps;
+        self
+    }
+
+    /// Ends the run after so many evaluations in a row without a loss below the lowest so far.
+    pub fn early_stopping_patience(mut self, evaluations: usize) -> Self {
+        self.settings.early_stopping_patience = Some(evaluations);
+        self
+    }
+
+    /// Whether the run returns what it had learned at its lowest evaluation loss rather than at its end. The best is
+    /// kept in `best.safetensors` of the checkpoint's folder, in memory without one.
+    pub fn load_best_model_at_end(mut self, load_best: bool) -> Self {
+        self.settings.load_best_model_at_end = load_best;
+        self
+    }
+
+    /// Writes loss, learning rate, gradient norm and evaluation loss as TensorBoard event files into `folder`:
+    /// `tensorboard --logdir FOLDER` shows them.
+    pub fn logging_dir(mut self, folder: impl AsRef<Path>) -> Self {
+        self.logging_dir = Some(folder.as_ref().to_path_buf());
+        self
+    }
+
     /// The checked values.
     ///
     /// # Errors
@@ -349,6 +401,18 @@ impl Finetune {
             whole("max_steps", steps, 1..=1_000_000_000)?;
         }
         whole("batch_size", s.batch_size, 1..=65_536)?;
+        if let Some(patience) = s.early_stopping_patience {
+            whole("early_stopping_patience", patience, 1..=1_000_000)?;
+        }
+        if self.evaluation.is_none() {
+            let alone = [
+                ("early_stopping_patience", s.early_stopping_patience.unwrap_or(0)),
+                ("eval_steps", s.eval_steps),
+            ];
+            if let Some((name, value)) = alone.into_iter().find(|(_, value)| *value > 0) {
+                return Err(Error::option(name, value, "needs texts to evaluate on: Finetune::evaluate"));
+            }
+        }
         whole("gradient_accumulation_steps", s.gradient_accumulation_steps, 1..=65_536)?;
         whole("max_length", s.max_length, 2..=1_048_576)?;
         real("denoise", s.denoise.unwrap_or(0.0), 0.0..=1.0)?;
@@ -455,6 +519,12 @@ mod tests {
             ("max_length", Finetune::full().max_length(1)),
             ("denoise", Finetune::full().denoise(1.5)),
             ("denoise", Finetune::full().denoise(0.1).packing(true)),
+            ("eval_steps", Finetune::full().eval_steps(5)),
+            ("early_stopping_patience", Finetune::full().early_stopping_patience(2)),
+            (
+                "early_stopping_patience",
+                Finetune::full().evaluate(&Corpus::default()).early_stopping_patience(0),
+            ),
         ];
         for (name, finetune) in cases {
             match finetune.settings() {

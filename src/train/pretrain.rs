@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, History, Identity};
 use super::engine::{Engine, Options, Pass, StepRecord};
-use super::export::SavePrecision;
 use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
@@ -268,6 +268,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         model: base.name().into(),
         model_hash: base.hash().into(),
         data: texts.clone(),
+        held_out: String::new(),
         settings: serde_json::to_value(recipe).map_err(|e| Error::Stopped(format!("recipe: {e}")))?,
     };
     let mut history = checkpoint::resume(&folder, &identity, recipe.adamw, &mut engine)?.unwrap_or_default();
@@ -279,7 +280,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         checkpoint::save(&folder, &identity, &engine, &history)?;
     }
     outcome?;
-    engine.model.save_pretrained(&folder, SavePrecision::F16)?;
+    engine.model.save_as(&folder, DType::F16)?;
     let last = &history.steps[history.steps.len() - history.steps.len().div_ceil(50)..];
     let report = PretrainingReport {
         recipe: recipe.clone(),

@@ -2,10 +2,12 @@
 //! second copy in memory and the same tensors always give the same bytes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
@@ -37,34 +39,23 @@ impl Values<'_> {
     }
 }
 
-/// Number format of the values in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Precision {
-    F32,
-    F16,
-}
-
-/// Writes `tensors` and the text pairs `metadata` to `path`.
+/// Writes `tensors` as f32, and the text pairs `metadata`, to `path`.
 pub(super) fn write(
     path: &Path,
     tensors: &BTreeMap<String, Values<'_>>,
     metadata: &BTreeMap<String, String>,
-    precision: Precision,
 ) -> Result<()> {
-    let (dtype, width) = match precision {
-        Precision::F32 => ("F32", 4),
-        Precision::F16 => ("F16", 2),
-    };
+    const WIDTH: usize = size_of::<f32>();
     let mut header = Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), json!(metadata));
     }
     let mut offset = 0;
     for (name, tensor) in tensors {
-        let end = offset + tensor.shape().iter().product::<usize>() * width;
+        let end = offset + tensor.shape().iter().product::<usize>() * WIDTH;
         header.insert(
             name.clone(),
-            json!({"dtype": dtype, "shape": tensor.shape(), "data_offsets": [offset, end]}),
+            json!({"dtype": "F32", "shape": tensor.shape(), "data_offsets": [offset, end]}),
         );
         offset = end;
     }
@@ -75,17 +66,12 @@ pub(super) fn write(
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
-        let mut bytes = Vec::with_capacity(16 * 1024 * width);
+        let mut bytes = Vec::with_capacity(16 * 1024 * WIDTH);
         for tensor in tensors.values() {
             tensor.with(|values| {
                 for values in values.chunks(16 * 1024) {
                     bytes.clear();
-                    match precision {
-                        Precision::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-                        Precision::F16 => {
-                            bytes.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()))
-                        }
-                    }
+                    bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
                     put(&bytes)?;
                 }
                 Ok(())
@@ -95,24 +81,43 @@ pub(super) fn write(
     })
 }
 
-/// What a file held.
+/// A file whose tensors are read one at a time, so that no second copy of all of them lies in memory.
+#[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    path: PathBuf,
+    map: Mmap,
+    /// Where the tensors' bytes begin.
+    data: usize,
+    entries: BTreeMap<String, TensorInfo>,
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// Reads every tensor of `path`, widened to f32.
-pub(super) fn read(path: &Path) -> Result<Stored> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let broken =
-        |message: String| Error::format(path, "", format!("not a readable safetensors file: {message}"));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
-    let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let data = view.data();
-        let values: Vec<f32> = match view.dtype() {
+/// Opens the safetensors file `path`.
+pub(super) fn open(path: &Path) -> Result<Stored> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the map is read-only and these files are replaced, never changed in place (`write_atomic`); should another
+    // program change one all the same, other numbers are read, and every access stays within the map.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    let (header, read) = SafeTensors::read_metadata(&map)
+        .map_err(|e| Error::format(path, "", format!("not a readable safetensors file: {e}")))?;
+    let entries = read.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+    let metadata = read.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    Ok(Stored { path: path.to_path_buf(), map, data: header + 8, entries, metadata })
+}
+
+impl Stored {
+    /// The names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.entries.keys()
+    }
+
+    /// Dimensions and values, widened to f32; `None` when there is no such tensor.
+    pub(super) fn tensor(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>> {
+        let Some(info) = self.entries.get(name) else { return Ok(None) };
+        let (start, end) = info.data_offsets;
+        // `read_metadata` has checked the offsets against shape, type and length of the file.
+        let data = &self.map[self.data + start..self.data + end];
+        let values: Vec<f32> = match info.dtype {
             Dtype::F32 => {
                 data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             }
@@ -120,12 +125,11 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
             Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             other => {
                 let message = format!("values of type {other:?}; F32, F16 and BF16 can be read");
-                return Err(Error::format(path, format!("tensor {name}"), message));
+                return Err(Error::format(&self.path, format!("tensor {name}"), message));
             }
         };
-        tensors.insert(name.to_string(), (view.shape().to_vec(), values));
+        Ok(Some((info.shape.clone(), values)))
     }
-    Ok(Stored { tensors, metadata })
 }
 
 #[cfg(test)]
@@ -142,19 +146,16 @@ mod tests {
             ("a".to_string(), Values::Slice(vec![3], &[1.0, -0.0, f32::MIN_POSITIVE])),
         ]);
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string()), ("z".into(), "ü\"".into())]);
-        write(&path, &tensors, &metadata, Precision::F32).unwrap();
+        write(&path, &tensors, &metadata).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        let stored = read(&path).unwrap();
+        let stored = open(&path).unwrap();
         assert_eq!(stored.metadata, metadata);
-        assert_eq!(stored.tensors["b"], (vec![200, 200], values.clone()));
-        assert_eq!(stored.tensors["a"].1[1].to_bits(), (-0.0f32).to_bits());
-        write(&path, &tensors, &metadata, Precision::F32).unwrap();
+        assert_eq!(stored.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(stored.tensor("b").unwrap(), Some((vec![200, 200], values.clone())));
+        assert_eq!(stored.tensor("a").unwrap().unwrap().1[1].to_bits(), (-0.0f32).to_bits());
+        assert_eq!(stored.tensor("c").unwrap(), None);
+        write(&path, &tensors, &metadata).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-
-        write(&path, &tensors, &metadata, Precision::F16).unwrap();
-        let stored = read(&path).unwrap();
-        // Half precision keeps 11 bits.
-        assert!(stored.tensors["b"].1.iter().zip(&values).all(|(a, b)| (a - b).abs() <= b.abs() / 2048.0));
     }
 
     #[test]
@@ -162,7 +163,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cut.safetensors");
         std::fs::write(&path, b"\x10\0\0\0\0\0\0\0{\"a\":").unwrap();
-        let message = read(&path).err().unwrap().to_string();
+        let message = open(&path).unwrap_err().to_string();
         assert!(message.contains("cut.safetensors"), "{message}");
     }
 }

@@ -1,15 +1,22 @@
 //! Fine-tuning: from a model and a corpus to a trained model and the record of every step.
 
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::adapter::Adapter;
 use super::batch::{Example, Prepared};
 use super::checkpoint::{self, History, Identity};
 use super::engine::{Engine, Pass, StepRecord};
+use super::estimate::MemoryEstimate;
+use super::evaluation::{Evaluation, HeldOut, best, exhausted};
 use super::params::{Finetune, Method, Settings};
+use super::tensorboard::Events;
 use crate::augment::Denoise;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::provenance::Provenance;
@@ -21,6 +28,14 @@ pub struct Run {
     pub model: Model,
     /// One record an optimiser step.
     pub steps: Vec<StepRecord>,
+    /// The losses on the texts of [`Finetune::evaluate`].
+    pub evaluations: Vec<Evaluation>,
+    /// The step whose weights `model` has: the last, or the best of the evaluations.
+    pub step: usize,
+    /// The memory that was expected.
+    pub estimate: MemoryEstimate,
+    /// The most memory the process has held so far, bytes; `None` where the system does not tell.
+    pub peak_memory: Option<u64>,
     /// The values the run was made with.
     pub settings: Settings,
     /// Texts trained on.
@@ -65,6 +80,11 @@ impl Run {
         }
     }
 
+    /// The evaluation with the lowest loss.
+    pub fn best(&self) -> Option<&Evaluation> {
+        best(&self.evaluations)
+    }
+
     /// The run summed up by epoch.
     pub fn epochs(&self) -> Vec<EpochRecord> {
         let mut epochs: Vec<EpochRecord> = Vec::new();
@@ -96,46 +116,51 @@ impl Model {
     /// loss does not reach; [`Error::Interrupted`], after saving a checkpoint where one is asked for.
     pub fn finetune(&self, corpus: &Corpus, finetune: Finetune) -> Result<Run> {
         let settings = finetune.settings()?;
-        let prepared = Prepared::new(&corpus.documents, self.tokenizer(), settings.max_length)?;
-        if prepared.examples.is_empty() {
-            return Err(Error::Stopped(format!(
-                "nothing to train on: of {} texts none has two tokens or more",
-                corpus.documents.len()
-            )));
-        }
-        let longest = prepared.examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
-        if longest > self.config().max_positions {
-            let allowed =
-                format!("at most {} for {}, or shorter texts", self.config().max_positions, self.name());
-            return Err(Error::option("max_length", settings.max_length, allowed));
-        }
+        let prepared = prepare(self, corpus, &settings)?;
+        let held_out =
+            finetune.evaluation.as_ref().map(|texts| HeldOut::new(texts, self, &settings)).transpose()?;
+        let estimate = MemoryEstimate::new(self, &settings, &prepared.examples)?;
         let model = match &settings.method {
             Method::Lora(lora) => self.with_lora(lora, settings.seed)?,
             Method::Full => self.with_trainable_weights()?,
         };
         let mut engine = Engine::new(model, settings.adamw, settings.options());
-        let plan = Plan::new(&settings, &prepared.examples);
         let identity = Identity {
             kind: "fine-tuning".into(),
             model: self.name().into(),
             model_hash: self.hash().into(),
             data: prepared.hash(),
+            held_out: held_out.as_ref().map(HeldOut::hash).unwrap_or_default(),
             settings: serde_json::to_value(&settings)
                 .map_err(|e| Error::Stopped(format!("settings: {e}")))?,
         };
-        let mut history = match &finetune.checkpoint {
-            Some(folder) => {
-                checkpoint::resume(folder, &identity, settings.adamw, &mut engine)?.unwrap_or_default()
-            }
-            None => History::default(),
+        let mut history = History::default();
+        let mut locked = None;
+        if let Some(folder) = &finetune.checkpoint {
+            locked = Some(checkpoint::lock(folder)?);
+            engine = engine.keep_failed_batch(folder);
+            history = checkpoint::resume(folder, &identity, settings.adamw, &mut engine)?.unwrap_or_default();
+        }
+        let events =
+            finetune.logging_dir.as_ref().map(|folder| Events::create(folder, history.steps.len() + 1));
+        let mut training = Training {
+            plan: Plan::new(&settings, &prepared.examples),
+            examples: &prepared.examples,
+            held_out,
+            finetune: &finetune,
+            identity: &identity,
+            events: events.transpose()?,
+            best: None,
         };
-        let outcome = plan.train(&finetune, &mut engine, &prepared.examples, &mut history, &identity);
+        let outcome = training.run(&mut engine, &mut history, &estimate);
         // What is done is kept, whatever stopped the run; a fault of the data or the rate would come again, so only
         // an interrupt is worth a checkpoint.
         if let (Err(Error::Interrupted), Some(folder)) = (&outcome, &finetune.checkpoint) {
             checkpoint::save(folder, &identity, &engine, &history)?;
         }
         outcome?;
+        let step = training.choose(&engine.model, &history)?;
+        drop(locked);
         let suffix = if matches!(settings.method, Method::Full) { "full" } else { "lora" };
         let hash = super::trained_hash(self.hash(), &engine.model)?;
         let provenance = provenance(self, &settings, &identity)?;
@@ -143,6 +168,10 @@ impl Model {
             model: engine.model.renamed(format!("{}+{suffix}", self.name()), hash),
             base: (self.name().into(), self.hash().into()),
             steps: history.steps,
+            evaluations: history.evaluations,
+            step,
+            estimate,
+            peak_memory: memory::peak(),
             settings,
             texts: prepared.examples.len(),
             truncated: prepared.truncated,
@@ -150,6 +179,24 @@ impl Model {
             provenance,
         })
     }
+}
+
+/// The texts as `model` reads them, once they and the settings are known to go together.
+pub(super) fn prepare(model: &Model, corpus: &Corpus, settings: &Settings) -> Result<Prepared> {
+    let prepared = Prepared::new(&corpus.documents, model.tokenizer(), settings.max_length)?;
+    if prepared.examples.is_empty() {
+        return Err(Error::Stopped(format!(
+            "nothing to train on: of {} texts none has two tokens or more",
+            corpus.documents.len()
+        )));
+    }
+    let longest = prepared.examples.iter().map(|e| e.ids.len()).max().unwrap_or(0);
+    if longest > model.config().max_positions {
+        let allowed =
+            format!("at most {} for {}, or shorter texts", model.config().max_positions, model.name());
+        return Err(Error::option("max_length", settings.max_length, allowed));
+    }
+    Ok(prepared)
 }
 
 fn provenance(model: &Model, settings: &Settings, identity: &Identity) -> Result<Provenance> {
@@ -189,76 +236,158 @@ impl Plan {
         let batches = self.settings.batching().epoch(examples, epoch);
         batches.chunks(self.settings.gradient_accumulation_steps).map(<[Vec<usize>]>::to_vec).collect()
     }
+}
 
+/// A run under way.
+struct Training<'a> {
+    plan: Plan,
+    examples: &'a [Example],
+    held_out: Option<HeldOut>,
+    finetune: &'a Finetune,
+    identity: &'a Identity,
+    events: Option<Events>,
+    /// What was learned at the lowest evaluation loss, where no folder keeps it.
+    best: Option<BTreeMap<String, Tensor>>,
+}
+
+impl Training<'_> {
     /// Runs the steps that `history` does not hold yet.
-    fn train(
-        &self,
-        finetune: &Finetune,
-        engine: &mut Engine,
-        examples: &[Example],
-        history: &mut History,
-        identity: &Identity,
-    ) -> Result<()> {
-        let progress =
-            Progress::start(format!("fine-tuning {}", engine.model.name()), self.total as u64, "steps");
+    fn run(&mut self, engine: &mut Engine, history: &mut History, estimate: &MemoryEstimate) -> Result<()> {
+        let settings = &self.finetune.settings;
+        let total = self.plan.total;
+        let progress = Progress::start(format!("fine-tuning {}", engine.model.name()), total as u64, "steps");
+        progress.note(format!("about {} of memory", memory::readable(estimate.total())));
         progress.advance(history.steps.len() as u64)?;
-        let rate = self.settings.rate(self.total);
+        let rate = settings.rate(total);
         let curve = |record: &StepRecord| {
             progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
         };
         history.steps.iter().for_each(curve);
         let mut saved = std::time::Instant::now();
-        let noise = match self.settings.denoise {
-            Some(share) => Some(Denoise::new(share, self.settings.seed)?),
+        let noise = match settings.denoise {
+            Some(share) => Some(Denoise::new(share, settings.seed)?),
             None => None,
         };
         let mut step = 0;
         for epoch in 0.. {
-            let planned = self.epoch(examples, epoch);
+            let planned = self.plan.epoch(self.examples, epoch);
             let in_epoch = planned.len();
             for (index, batches) in planned.into_iter().enumerate() {
-                if step >= self.total {
+                if step >= total || exhausted(&history.evaluations, settings.early_stopping_patience) {
                     return Ok(());
                 }
                 step += 1;
-                if step <= history.steps.len() {
-                    continue;
-                }
-                let mut passes: Vec<Pass> = batches.iter().map(|batch| pass(examples, batch)).collect();
-                if let Some(noise) = &noise {
-                    for (pass, batch) in passes.iter_mut().zip(&batches) {
-                        disturb(pass, batch, noise, epoch, &engine.model);
+                let passed = epoch as f64 + (index + 1) as f64 / in_epoch as f64;
+                let taken = step > history.steps.len();
+                if taken {
+                    let mut passes: Vec<Pass> =
+                        batches.iter().map(|batch| pass(self.examples, batch)).collect();
+                    if let Some(noise) = &noise {
+                        for (pass, batch) in passes.iter_mut().zip(&batches) {
+                            disturb(pass, batch, noise, epoch, &engine.model);
+                        }
                     }
-                }
-                let learning_rate = rate.at(step - 1);
-                let outcome = engine.step(&passes, step, learning_rate)?;
-                let record = StepRecord {
-                    step,
-                    epoch: epoch as f64 + (index + 1) as f64 / in_epoch as f64,
-                    loss: outcome.loss,
-                    learning_rate,
-                    grad_norm: outcome.grad_norm,
-                    tokens: outcome.tokens,
-                };
-                progress.work(record.tokens as u64, "tokens");
-                progress.note(format!("loss {:.4}, rate {learning_rate:.2e}", record.loss));
-                curve(&record);
-                history.steps.push(record);
-                if let Some(folder) = &finetune.checkpoint {
-                    let due = match (finetune.save_every, finetune.save_steps) {
-                        (Some(time), _) => saved.elapsed() >= time,
-                        (None, 0) => index + 1 == in_epoch,
-                        (None, every) => step % every == 0,
+                    let learning_rate = rate.at(step - 1);
+                    let outcome = engine.step(&passes, step, learning_rate)?;
+                    let record = StepRecord {
+                        step,
+                        epoch: passed,
+                        loss: outcome.loss,
+                        learning_rate,
+                        grad_norm: outcome.grad_norm,
+                        tokens: outcome.tokens,
                     };
-                    if due || step == self.total {
-                        checkpoint::save(folder, identity, engine, history)?;
+                    history.steps.push(record);
+                    self.log(&record)?;
+                    progress.work(record.tokens as u64, "tokens");
+                    progress.note(format!("loss {:.4}, rate {learning_rate:.2e}", record.loss));
+                    curve(&record);
+                }
+                let ends_epoch = index + 1 == in_epoch;
+                let due = |every: usize| match every {
+                    0 => ends_epoch || step == total,
+                    every => step.is_multiple_of(every) || step == total,
+                };
+                // Also for a step of an earlier life that was interrupted in its evaluation.
+                let missing = history.evaluations.last().is_none_or(|last| last.step < step);
+                let evaluated = due(settings.eval_steps) && missing && self.held_out.is_some();
+                if evaluated {
+                    self.evaluate(&engine.model, step, passed, history)?;
+                }
+                if let Some(folder) = &self.finetune.checkpoint
+                    && (taken || evaluated)
+                {
+                    let ended =
+                        step == total || exhausted(&history.evaluations, settings.early_stopping_patience);
+                    let save = match self.finetune.save_every {
+                        Some(time) => ended || saved.elapsed() >= time,
+                        None => ended || due(self.finetune.save_steps),
+                    };
+                    if save {
+                        checkpoint::save(folder, self.identity, engine, history)?;
                         saved = std::time::Instant::now();
                     }
                 }
-                progress.advance(1)?;
+                if taken {
+                    progress.advance(1)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Looks at the held-out texts, and keeps what was learned so far when nothing before was better.
+    fn evaluate(&mut self, model: &Model, step: usize, epoch: f64, history: &mut History) -> Result<()> {
+        let Some(held_out) = &self.held_out else { return Ok(()) };
+        let loss = held_out.loss(model)?;
+        history.evaluations.push(Evaluation { step, epoch, loss });
+        if let Some(events) = &mut self.events {
+            events.write(step, &[("eval/loss", loss)])?;
+        }
+        let better = best(&history.evaluations).is_some_and(|best| best.step == step);
+        if better && self.finetune.settings.load_best_model_at_end {
+            match &self.finetune.checkpoint {
+                Some(folder) => checkpoint::save_best(folder, self.identity, model, step)?,
+                None => {
+                    let copy = |(name, variable): (&String, &candle_core::Var)| {
+                        Ok((name.clone(), variable.as_tensor().copy()?.detach()))
+                    };
+                    self.best = Some(model.trainable().iter().map(copy).collect::<Result<_>>()?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, record: &StepRecord) -> Result<()> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let scalars = [
+            ("train/loss", record.loss),
+            ("train/learning_rate", record.learning_rate),
+            ("train/grad_norm", record.grad_norm),
+            ("train/epoch", record.epoch),
+        ];
+        events.write(record.step, &scalars)
+    }
+
+    /// Brings `model` to the step it shall be returned with.
+    fn choose(&self, model: &Model, history: &History) -> Result<usize> {
+        let last = history.steps.len();
+        let chosen = best(&history.evaluations).filter(|_| self.finetune.settings.load_best_model_at_end);
+        let Some(chosen) = chosen.filter(|chosen| chosen.step != last) else { return Ok(last) };
+        match (&self.finetune.checkpoint, &self.best) {
+            (Some(folder), _) => checkpoint::load_best(folder, self.identity, model, chosen.step)?,
+            (None, Some(kept)) => {
+                for (name, variable) in model.trainable() {
+                    if let Some(values) = kept.get(name) {
+                        variable.set(values)?;
+                    }
+                }
+            }
+            // Every best evaluation was kept by one of the two.
+            (None, None) => return Ok(last),
+        }
+        Ok(chosen.step)
     }
 }
 

@@ -192,3 +192,35 @@ fn tokens_and_offsets_are_those_of_transformers() {
         }
     }
 }
+
+#[test]
+fn every_family_streams_the_attention_it_has_in_memory() {
+    use cluescope::attention::{Attend, Cache};
+    use cluescope::corpus::Document;
+    use cluescope::model::Streamed;
+
+    let texts = ["Anna Roth was born in Oslo.", "She studied physics and went to Rome in 1987.", "Paris"];
+    let documents: Vec<Document> = texts
+        .iter()
+        .enumerate()
+        .map(|(i, text)| Document { id: i.to_string(), text: (*text).into(), spans: Vec::new() })
+        .collect();
+    let options = Attend::new().cache(Cache::Off);
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let folder = entry.unwrap().path();
+        for source in [folder.clone(), folder.join("model.gguf")] {
+            if !source.is_file() && !source.join("config.json").is_file() {
+                continue;
+            }
+            let source = source.to_str().unwrap();
+            let (whole, streamed) = (Model::load(source).unwrap(), Streamed::open(source).unwrap());
+            let (a, b) = (whole.attend(&documents, &options).unwrap(), streamed.attend(&documents, &options).unwrap());
+            // The same batches, so the same bits; the hash too, so that both find each other's results in the cache.
+            assert_eq!((&a.hash, &a.texts), (&b.hash, &b.texts), "{source}");
+            assert!(streamed.block_bytes() > 0 && streamed.block_bytes() < whole.weight_bytes(), "{source}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 10, "{seen} models streamed");
+}

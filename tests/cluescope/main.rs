@@ -2,6 +2,7 @@
 
 mod architecture;
 mod augment;
+mod commands;
 mod contrast;
 mod corpus;
 mod evaluate;

@@ -1,0 +1,74 @@
+//! Attention of models that do not fit into memory.
+
+use std::path::Path;
+
+use super::options::Attend;
+use super::{Attended, run};
+use crate::corpus::Document;
+use crate::error::Result;
+use crate::memory::readable;
+use crate::model::Streamed;
+
+/// What measuring attention with a [`Streamed`] model will take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamEstimate {
+    /// Bytes held at most, besides the program itself (some 50 MB).
+    pub memory: u64,
+    /// How often all blocks are read from disk.
+    pub passes: usize,
+    /// Bytes read each time.
+    pub pass_bytes: u64,
+}
+
+impl std::fmt::Display for StreamEstimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (memory, bytes) = (readable(self.memory), readable(self.pass_bytes));
+        write!(f, "{memory} of memory; {} × {bytes} read from disk", self.passes)
+    }
+}
+
+impl Streamed {
+    /// What attention of texts of `tokens` tokens in all will take.
+    pub fn estimate(&self, tokens: usize, options: &Attend) -> StreamEstimate {
+        let together = tokens.min(options.stream_tokens.max(1));
+        StreamEstimate {
+            memory: self.working_bytes(together, options.batch_tokens),
+            passes: tokens.div_ceil(together.max(1)),
+            pass_bytes: self.block_bytes() * self.config().layers as u64,
+        }
+    }
+
+    /// [`StreamEstimate`] for `documents`.
+    ///
+    /// # Errors
+    /// What the tokenizer reports.
+    pub fn estimate_for(&self, documents: &[Document], options: &Attend) -> Result<StreamEstimate> {
+        let mut tokens = 0;
+        for document in documents {
+            tokens += self.tokenizer().encode(&document.text)?.ids.len();
+        }
+        Ok(self.estimate(tokens, options))
+    }
+
+    /// As [`Model::attend`](crate::model::Model::attend), with every block read once for all the texts of
+    /// [`Attend::stream_tokens`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
+        run::attend(self, documents, options)
+    }
+
+    /// As [`Model::attend_to_file`](crate::model::Model::attend_to_file), likewise.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attend_to_file(
+        &self,
+        documents: &[Document],
+        options: &Attend,
+        path: impl AsRef<Path>,
+    ) -> Result<()> {
+        run::attend_to_file(self, documents, options, path.as_ref())
+    }
+}

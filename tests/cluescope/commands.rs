@@ -1,0 +1,243 @@
+//! The commands as a user runs them, on tiny random models.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use cluescope::corpus::Corpus;
+use cluescope::model::{DecoderConfig, Model};
+use cluescope::tokens::Tokenizer;
+use serde_json::Value;
+
+fn run(folder: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        .args(words)
+        .current_dir(folder)
+        .env("CLUESCOPE_CACHE", "")
+        .output()
+        .unwrap()
+}
+
+/// What it printed; the command must succeed.
+fn good(folder: &Path, words: &[&str]) -> String {
+    let output = run(folder, words);
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What it complained about; the command must fail with 1.
+fn bad(folder: &Path, words: &[&str]) -> String {
+    let output = run(folder, words);
+    assert_eq!(output.status.code(), Some(1), "{words:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Ten people in `people.jsonl`, and two sizes of a model in `small` and `large`.
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    good(at, &["biographies", "10", "--out", "people.jsonl"]);
+    let people = Corpus::read(at.join("people.jsonl")).unwrap();
+    let tokenizer = Tokenizer::train_bpe(people.documents.iter().map(|d| d.text.as_str()), 400).unwrap();
+    for (name, layers) in [("small", 1), ("large", 2)] {
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, layers, 2, 2, 48, 1024);
+        Model::random(name, config, tokenizer.clone(), layers as u64).unwrap().save(at.join(name)).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn from_people_to_a_quiz_by_commands_alone() {
+    let folder = workplace();
+    let at = folder.path();
+    let contrast =
+        ["--small", "small", "--large", "large", "--corpus", "people.jsonl", "--out", "contrast.jsonl"];
+    good(at, &[&["contrast"][..], &contrast].concat());
+    good(
+        at,
+        &[
+            "augment",
+            "guide",
+            "--corpus",
+            "people.jsonl",
+            "--guide",
+            "contrast.jsonl",
+            "--copies",
+            "2",
+            "--beta",
+            "0.05",
+            "--protect",
+            "name",
+            "--plan",
+            "plan.jsonl",
+            "--out",
+            "taught.jsonl",
+        ],
+    );
+    let people = Corpus::read(at.join("people.jsonl")).unwrap();
+    let taught = Corpus::read(at.join("taught.jsonl")).unwrap();
+    assert_eq!(taught.documents.len(), 30);
+    assert_eq!(taught.questions.len(), 50);
+    for (copy, original) in taught.documents[10..20].iter().zip(&people.documents) {
+        assert_eq!(copy.id, format!("{}#1", original.id));
+        assert!(copy.text.len() < original.text.len());
+        assert!(copy.text.contains(original.fact("name").unwrap()), "{}", copy.text);
+    }
+
+    let training =
+        ["finetune", "--model", "small", "--corpus", "taught.jsonl", "--out", "run", "--lora-r", "2"];
+    let more = [
+        "--max_steps",
+        "6",
+        "--batch-size",
+        "4",
+        "--learning_rate",
+        "1e-2",
+        "--evaluate",
+        "people.jsonl",
+        "--eval-steps",
+        "3",
+        "--logging-dir",
+        "logs",
+        "--merge",
+        "--device",
+        "cpu",
+    ];
+    let words = [&training[..], &more].concat();
+    let said = good(at, &words);
+    assert!(said.contains("30 texts, 6 steps") && said.contains("memory: "), "{said}");
+    let report = json(at.join("run/training.json"));
+    assert_eq!(report["settings"]["method"]["lora"]["r"], 2);
+    assert_eq!(report["settings"]["learning_rate"], 1e-2);
+    assert_eq!(report["evaluations"].as_array().unwrap().len(), 2);
+    assert!(
+        report["provenance"]["command"].as_str().unwrap().starts_with("cluescope finetune --model small")
+    );
+    assert_eq!(std::fs::read_dir(at.join("logs")).unwrap().count(), 1);
+    // The same command finds its work done and ends with the same weights.
+    let adapter = std::fs::read(at.join("run/adapter/adapter_model.safetensors")).unwrap();
+    good(at, &words);
+    assert_eq!(std::fs::read(at.join("run/adapter/adapter_model.safetensors")).unwrap(), adapter);
+
+    let ask =
+        ["quiz", "--model", "small", "--corpus", "people.jsonl", "--few-shot", "1", "--distractors", "3"];
+    let said = good(at, &[&ask[..], &["--adapter", "run/adapter", "--out", "answers.jsonl"]].concat());
+    assert!(said.contains("exact_match") && said.contains("50 answers: answers.jsonl"), "{said}");
+    let answers = |file: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(at.join(file)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let adapted = answers("answers.jsonl");
+    assert_eq!(adapted.len(), 50);
+    // The adapter changes the answers' likelihood, and the merged model is the same as base and adapter.
+    let log_probs = |answers: &[Value]| -> Vec<f64> {
+        answers.iter().map(|a| a["choices"][0]["log_prob"].as_f64().unwrap()).collect()
+    };
+    good(at, &[&ask[..], &["--out", "plain.jsonl"]].concat());
+    let merged = ask.map(|word| if word == "small" { "run/model" } else { word });
+    good(at, &[&merged[..], &["--out", "merged.jsonl"]].concat());
+    let (plain, adapted, merged) =
+        (log_probs(&answers("plain.jsonl")), log_probs(&adapted), log_probs(&answers("merged.jsonl")));
+    assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 0.1));
+    for (a, b) in adapted.iter().zip(&merged) {
+        // Sums over some ten tokens in f32, the adapter multiplied in or not.
+        assert!((a - b).abs() < 1e-3 * a.abs().max(1.0), "{a} and {b}");
+    }
+    let message =
+        bad(at, &["quiz", "--model", "large", "--adapter", "run/adapter", "--corpus", "people.jsonl"]);
+    assert!(message.contains("the adapter was trained on small"), "{message}");
+}
+
+#[test]
+fn every_policy_is_a_command_and_says_what_it_lacks() {
+    let folder = workplace();
+    let at = folder.path();
+    let augment = |policy: &'static str, more: &[&'static str]| -> Vec<&'static str> {
+        [&["augment", policy, "--corpus", "people.jsonl", "--out", "out.csv"][..], more].concat()
+    };
+    good(at, &["attend", "--model", "small", "--corpus", "people.jsonl", "--out", "own.jsonl"]);
+    let cases: [(&'static str, &[&'static str], usize); 7] = [
+        ("plain", &["--copies", "3"], 40),
+        ("random", &["--tokenizer", "small", "--copies", "1"], 20),
+        ("random", &["--guide", "own.jsonl", "--copies", "1", "--as-released"], 10),
+        ("guide", &["--guide", "own.jsonl", "--copies", "1", "--without-originals"], 10),
+        ("eda", &["--copies", "1"], 20),
+        ("shuffle-sentences", &["--copies", "2"], 30),
+        ("permute-biographies", &[], 110),
+    ];
+    for (policy, more, texts) in cases {
+        good(at, &augment(policy, more));
+        assert_eq!(Corpus::read(at.join("out.csv")).unwrap().documents.len(), texts, "{policy} {more:?}");
+    }
+    for (policy, more, part) in [
+        ("guide", &[][..], "--guide = none"),
+        ("random", &[], "--tokenizer = none"),
+        ("eda", &["--guide", "own.jsonl"], "only `guide` and `random`"),
+        ("random", &["--tokenizer", "small", "--alpha", "1.5"], "alpha = 1.5"),
+        ("guide", &["--guide", "people.jsonl"], "people.jsonl, line 1"),
+    ] {
+        let message = bad(at, &augment(policy, more));
+        assert!(message.contains(part), "{policy} {more:?}: {message}");
+    }
+}
+
+#[test]
+fn all_weights_learn_on_demand_and_wrong_values_are_named() {
+    let folder = workplace();
+    let at = folder.path();
+    let base =
+        ["finetune", "--model", "small", "--corpus", "people.jsonl", "--out", "full", "--max-steps", "2"];
+    good(at, &[&base[..], &["--full"]].concat());
+    assert!(at.join("full/model/model.safetensors").exists() && !at.join("full/adapter").exists());
+    let tokens = Model::load(at.join("full/model").to_str().unwrap()).unwrap();
+    assert_eq!(tokens.config(), Model::load(at.join("small").to_str().unwrap()).unwrap().config());
+    for (more, part) in [
+        (&["--lora-r", "0"][..], "r = 0"),
+        (&["--batch-size", "0"], "batch_size = 0"),
+        (&["--device", "cuda"], "--device = cuda"),
+        (&["--threads", "0"], "--threads = 0"),
+    ] {
+        // A build for that device would find it.
+        if part.ends_with("cuda") && cfg!(feature = "cuda") {
+            continue;
+        }
+        let message = bad(at, &[&base[..], more].concat());
+        assert!(message.contains(part), "{more:?}: {message}");
+    }
+    assert_eq!(run(at, &[&base[..], &["--full", "--lora-r", "4"]].concat()).status.code(), Some(2));
+}
+
+#[test]
+fn attention_streamed_from_disk_is_the_attention() {
+    let folder = workplace();
+    let at = folder.path();
+    let words = ["attend", "--model", "large", "--corpus", "people.jsonl", "--probe", "company", "--out"];
+    good(at, &[&words[..], &["whole.jsonl"]].concat());
+    let output = run(at, &[&words[..], &["streamed.jsonl", "--streamed", "--stream-tokens", "300"]].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("expected: ") && said.contains("read from disk"), "{said}");
+    let read = |file: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(at.join(file)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (whole, streamed) = (read("whole.jsonl"), read("streamed.jsonl"));
+    assert_eq!((whole.len(), streamed.len()), (10, 10));
+    for (a, b) in whole.iter().zip(&streamed) {
+        assert_eq!((&a["id"], &a["ids"]), (&b["id"], &b["ids"]));
+        let weights = |v: &Value| -> Vec<f64> { serde_json::from_value(v.clone()).unwrap() };
+        for (a, b) in [
+            (&a["received"], &b["received"]),
+            (&a["probe"]["company"]["weights"], &b["probe"]["company"]["weights"]),
+        ] {
+            assert!(!weights(a).is_empty());
+            for (a, b) in weights(a).iter().zip(weights(b)) {
+                // Other batches, other roundings.
+                assert!((a - b).abs() < 1e-6, "{a} and {b}");
+            }
+        }
+    }
+}
