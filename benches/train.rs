@@ -1,17 +1,27 @@
-//! Tokens a second of whole LoRA steps (forward, backward, clipping, AdamW) on a random model of SmolLM2-135M's shape:
-//! `cargo bench --bench train`. `scripts/bench_train.py` does the same with transformers and peft; both print one table row
-//! for each setting. Run them one after the other on an idle machine.
+//! Tokens a second and peak memory of whole training steps (forward, backward, clipping, AdamW) on a random model of
+//! SmolLM2-135M's shape: `cargo bench --bench train`. `scripts/bench_train.py` does the same with transformers and peft; both
+//! print one table row for each setting. Run them one after the other on an idle machine.
+//!
+//! `cargo bench --bench train -- MODEL` measures LoRA steps on a model of one's own instead, such as a quantised `.gguf`.
+//!
+//! Every setting runs in a process of its own, because the system counts peak memory by process.
 
 use std::time::Instant;
 
+use cluescope::memory;
 use cluescope::model::{DecoderConfig, LoraConfig, Model, Position, RopeScaling};
 use cluescope::tokens::Tokenizer;
 use cluescope::train::{AdamWConfig, Engine, Options, Pass};
 
 const STEPS: usize = 4;
 const BATCH: usize = 8;
+/// The biographies of the paper have about this many tokens.
+const LENGTH: usize = 80;
+/// Names the setting for the process that measures it.
+const SETTING: &str = "CLUESCOPE_BENCH_SETTING";
+const SETTINGS: [&str; 3] = ["LoRA r 16", "LoRA r 16, gradient checkpointing", "every weight"];
 
-fn model() -> Model {
+fn random_model() -> Model {
     let mut config = DecoderConfig::llama(49_152, 576, 30, 9, 3, 1536, 8192);
     config.position =
         Position::Rope { theta: 1e5, rotary_dim: 64, scaling: RopeScaling::None, interleaved: false };
@@ -23,41 +33,51 @@ fn model() -> Model {
     Model::random("smollm2-135m", config, tokenizer, 1).expect("a valid configuration")
 }
 
-fn pass(step: usize, length: usize) -> Pass {
+fn pass(step: usize, vocab: usize) -> Pass {
     let texts: Vec<Vec<u32>> = (0..BATCH)
         .map(|text| {
-            (0..length).map(|i| ((step * 7919 + text * 131 + i * i * 17 + i * 3) % 49_152) as u32).collect()
+            (0..LENGTH).map(|i| ((step * 7919 + text * 131 + i * i * 17 + i * 3) % vocab) as u32).collect()
         })
         .collect();
     Pass::new(texts, (0..BATCH).map(|i| i.to_string()).collect())
 }
 
-fn main() {
-    let base = model();
-    println!("| what | batch | tokens/s | peak memory |");
-    println!("|---|---|---|---|");
-    for gradient_checkpointing in [false, true] {
-        let adapted = base.with_lora(&LoraConfig::default(), 1).expect("adapters");
-        let options = Options { max_grad_norm: 1.0, gradient_checkpointing, seed: 1 };
-        let mut engine = Engine::new(adapted, AdamWConfig::default(), options);
-        // The biographies of the paper have about this many tokens.
-        let length = 80;
-        engine.step(&[pass(0, length)], 1, 5e-4).expect("a step");
-        let start = Instant::now();
-        let mut tokens = 0;
-        for step in 0..STEPS {
-            tokens += engine.step(&[pass(step + 1, length)], step + 2, 5e-4).expect("a step").tokens;
-        }
-        let rate = tokens as f64 / start.elapsed().as_secs_f64();
-        let how = if gradient_checkpointing { "LoRA r 16, gradient checkpointing" } else { "LoRA r 16" };
-        println!("| cluescope, {how} | {BATCH} × {length} | {rate:.0} | {} |", peak_memory());
+fn measure(setting: &str, source: Option<&str>) {
+    let base = source.map_or_else(random_model, |source| Model::load(source).expect("a model"));
+    let name = source.map_or(String::new(), |_| format!(", {}", base.name()));
+    let model = if setting == SETTINGS[2] {
+        base.with_trainable_weights().expect("variables")
+    } else {
+        base.with_lora(&LoraConfig::default(), 1).expect("adapters")
+    };
+    drop(base);
+    let vocab = model.config().vocab_size;
+    let options = Options { max_grad_norm: 1.0, gradient_checkpointing: setting == SETTINGS[1], seed: 1 };
+    let mut engine = Engine::new(model, AdamWConfig::default(), options);
+    engine.step(&[pass(0, vocab)], 1, 5e-4).expect("a step");
+    let start = Instant::now();
+    let mut tokens = 0;
+    for step in 0..STEPS {
+        tokens += engine.step(&[pass(step + 1, vocab)], step + 2, 5e-4).expect("a step").tokens;
     }
+    let rate = tokens as f64 / start.elapsed().as_secs_f64();
+    let peak = memory::peak().map_or("unknown".into(), memory::readable);
+    println!("| cluescope, {setting}{name} | {BATCH} × {LENGTH} | {rate:.0} | {peak} |");
 }
 
-/// The process's largest resident set so far, where the system tells it.
-fn peak_memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: Option<f64> = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok());
-    kib.map_or_else(|| "unknown".into(), |kib| format!("{:.2} GB", kib * 1024.0 / 1e9))
+fn main() {
+    // Cargo hands its own flags on.
+    let source = std::env::args().skip(1).find(|word| !word.starts_with("--"));
+    if let Ok(setting) = std::env::var(SETTING) {
+        return measure(&setting, source.as_deref());
+    }
+    println!("| what | batch | tokens/s | peak memory |");
+    println!("|---|---|---|---|");
+    // A model of one's own may be far too large for full training.
+    let settings = if source.is_some() { &SETTINGS[..2] } else { &SETTINGS };
+    for setting in settings {
+        let this = std::env::current_exe().expect("the path of this program");
+        let status = std::process::Command::new(this).args(&source).env(SETTING, setting).status();
+        assert!(status.expect("a process for the setting").success(), "{setting}");
+    }
 }

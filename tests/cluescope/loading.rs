@@ -260,7 +260,7 @@ fn halves(weight: &Tensor, heads: usize) -> Tensor {
 }
 
 /// A tiny Llama with every matrix quantised as `dtype`: its GGUF file, and a folder with the dequantised numbers.
-fn quantised_pair(folder: &Path, dtype: GgmlDType, tokenizer: &Tokenizer) -> (PathBuf, PathBuf) {
+pub(crate) fn quantised_pair(folder: &Path, dtype: GgmlDType, tokenizer: &Tokenizer) -> (PathBuf, PathBuf) {
     let mut noise = Noise(7);
     let vocab = tokenizer.vocab_size();
     let mut tensors = Vec::new();
@@ -315,7 +315,7 @@ fn quantised_pair(folder: &Path, dtype: GgmlDType, tokenizer: &Tokenizer) -> (Pa
     (file, dense)
 }
 
-fn small_tokenizer() -> Tokenizer {
+pub(crate) fn small_tokenizer() -> Tokenizer {
     Tokenizer::train_bpe(["Ann Lee was born in Oslo. Bo Day was born in Rome."; 4], 280).unwrap()
 }
 

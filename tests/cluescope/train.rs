@@ -650,3 +650,37 @@ fn python_reads_what_is_saved_here() {
         );
     }
 }
+
+#[test]
+fn an_adapter_on_any_gguf_type_learns_as_on_the_numbers_it_stands_for() {
+    use candle_core::quantized::GgmlDType as T;
+
+    let tokenizer = crate::loading::small_tokenizer();
+    let documents = ["Ann Lee was born in Oslo.", "Bo Day was born in Rome.", "Ann Day was born in Rome."]
+        .iter()
+        .enumerate()
+        .map(|(i, text)| Document { id: i.to_string(), text: (*text).into(), spans: Vec::new() })
+        .collect();
+    let corpus = Corpus { documents, ..Default::default() };
+    let folder = tempfile::tempdir().unwrap();
+    for dtype in
+        [T::F16, T::BF16, T::Q4_0, T::Q4_1, T::Q5_0, T::Q5_1, T::Q8_0, T::Q2K, T::Q3K, T::Q4K, T::Q5K, T::Q6K]
+    {
+        let (file, dense) = crate::loading::quantised_pair(folder.path(), dtype, &tokenizer);
+        let load = |path: &std::path::Path| Model::load(path.to_str().unwrap()).unwrap();
+        let (quantised, dense) = (load(&file), load(&dense));
+        // It stays as small as its file: nothing keeps a widened copy.
+        assert!(quantised.weight_bytes() < dense.weight_bytes() * 6 / 10, "{dtype:?}");
+        let run = |model: &Model| {
+            model
+                .finetune(&corpus, Finetune::lora(2).learning_rate(3e-3).batch_size(3).max_steps(4).seed(5))
+                .unwrap()
+        };
+        let (a, b) = (run(&quantised), run(&dense));
+        assert!(a.steps[3].loss < a.steps[0].loss, "{dtype:?}: {:?}", a.steps);
+        for (a, b) in a.steps.iter().zip(&b.steps) {
+            // The same numbers, widened tile by tile or stored so: sums in another order.
+            assert!((a.loss - b.loss).abs() < 1e-4, "{dtype:?}, step {}: {} and {}", a.step, a.loss, b.loss);
+        }
+    }
+}
