@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::memory::{self, readable};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -37,6 +38,8 @@ pub struct Status {
     pub label: String,
     /// Units done so far.
     pub done: u64,
+    /// Of these, what an earlier run had done before this one took it up.
+    pub earlier: u64,
     /// Units in all; 0 when unknown.
     pub total: u64,
     /// What is counted: `texts`, `tokens`, `steps`, `bytes`.
@@ -47,6 +50,8 @@ pub struct Status {
     pub work: Option<(u64, &'static str)>,
     /// What develops with the task, such as the loss by step.
     pub curve: Option<Curve>,
+    /// Bytes the process holds, where the system tells.
+    pub memory: Option<u64>,
     /// Since the task began.
     pub elapsed: Duration,
     /// True in the last observation.
@@ -106,7 +111,7 @@ impl Status {
         format!("{}: {}{total} {}{note}", self.label, self.done, self.unit)
     }
 
-    /// How fast it goes and how long it will take: `12.0 s, 5.0/s, 900 tokens/s, 30 s left`.
+    /// How fast it goes, how long it will take and what memory is in use: `12.0 s, 5.0/s, 900 tokens/s, 30 s left, 1.24 GB`.
     pub fn pace(&self) -> String {
         let seconds = self.elapsed.as_secs_f64();
         let mut text = format!("{seconds:.1} s, {:.1}/s", self.rate());
@@ -116,17 +121,20 @@ impl Status {
         if let Some(left) = self.left().filter(|_| !self.finished) {
             text += &format!(", {:.0} s left", left.as_secs_f64());
         }
+        if let Some(memory) = self.memory {
+            text += &format!(", {}", readable(memory));
+        }
         text
     }
 
-    /// Units a second since the start.
+    /// Units a second since the start; what was done earlier took no time now.
     pub fn rate(&self) -> f64 {
-        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        self.done.saturating_sub(self.earlier) as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
     /// Time left at the present rate, when the total is known and something was done.
     pub fn left(&self) -> Option<Duration> {
-        (self.total > 0 && self.done > 0)
+        (self.total > 0 && self.done > self.earlier)
             .then(|| Duration::from_secs_f64(self.total.saturating_sub(self.done) as f64 / self.rate()))
     }
 }
@@ -176,6 +184,7 @@ pub struct Progress {
     unit: &'static str,
     start: Instant,
     done: AtomicU64,
+    earlier: u64,
     state: Mutex<State>,
     sink: Arc<dyn Sink>,
 }
@@ -203,7 +212,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl Progress {
     /// Begins a task of `total` units (0: unknown).
     pub fn start(label: impl Into<String>, total: u64, unit: &'static str) -> Self {
-        let progress = Self::shown_by(sink(), label, total, unit);
+        Self::resume(label, total, unit, 0)
+    }
+
+    /// Takes up a task of which `earlier` units were done before; they count as done but not for the speed.
+    pub fn resume(label: impl Into<String>, total: u64, unit: &'static str, earlier: u64) -> Self {
+        let mut progress = Self::shown_by(sink(), label, total, unit);
+        progress.earlier = earlier;
+        progress.done = AtomicU64::new(earlier);
         progress.show(false);
         progress
     }
@@ -217,6 +233,7 @@ impl Progress {
             unit,
             start: Instant::now(),
             done: AtomicU64::new(0),
+            earlier: 0,
             state: Mutex::default(),
             sink,
         }
@@ -265,11 +282,13 @@ impl Progress {
             id: self.id,
             label: self.label.clone(),
             done: self.done.load(Ordering::Relaxed),
+            earlier: self.earlier,
             total: self.total,
             unit: self.unit,
             note: state.note.clone(),
             work: state.work,
             curve: state.curve.clone(),
+            memory: memory::resident(),
             elapsed: self.start.elapsed(),
             finished,
         });
@@ -303,13 +322,16 @@ impl Sink for Terminal {
                 bar.set_style(style);
             }
             bar.set_prefix(status.label.clone());
+            bar.set_position(status.earlier);
+            bar.reset_eta();
             bar
         });
         bar.set_position(status.done);
         let speed = status.work.map(|(work, unit)| {
             format!("{:.0} {unit}/s", work as f64 / status.elapsed.as_secs_f64().max(1e-9))
         });
-        let parts = [Some(status.note.clone()).filter(|note| !note.is_empty()), speed];
+        let memory = status.memory.map(readable);
+        let parts = [Some(status.note.clone()).filter(|note| !note.is_empty()), speed, memory];
         bar.set_message(parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
         if status.finished {
             bar.abandon();
@@ -370,8 +392,17 @@ mod tests {
         let last = keep.0.lock().unwrap().pop().unwrap();
         assert!(last.finished);
         assert_eq!(last.summary(), "training: 3/3 steps, loss 1.25");
-        let status = Status { elapsed: Duration::from_secs(2), done: 2, finished: false, ..last };
-        assert_eq!(status.pace(), "2.0 s, 1.0/s, 750 tokens/s, 1 s left");
+        let status = Status {
+            elapsed: Duration::from_secs(2),
+            done: 2,
+            memory: Some(1_240_000_000),
+            finished: false,
+            ..last
+        };
+        assert_eq!(status.pace(), "2.0 s, 1.0/s, 750 tokens/s, 1 s left, 1.24 GB");
+        // One of the two was done before this run: it took no time.
+        let resumed = Status { earlier: 1, memory: None, ..status };
+        assert_eq!(resumed.pace(), "2.0 s, 0.5/s, 750 tokens/s, 2 s left");
     }
 
     #[test]

@@ -141,11 +141,13 @@ mod tests {
             id,
             label: label.into(),
             done,
+            earlier: 0,
             total: 200,
             unit: "tokens",
             note: String::new(),
             work: None,
             curve: None,
+            memory: None,
             elapsed: Duration::from_millis(millis),
             finished: false,
         }

@@ -337,8 +337,8 @@ fn train(
         warmup_steps: warmup_steps(recipe.steps, recipe.warmup_ratio),
         total_steps: recipe.steps,
     };
-    let progress = Progress::start(format!("pretraining {}", recipe.name), recipe.steps as u64, "steps");
-    progress.advance(history.steps.len() as u64)?;
+    let (label, earlier) = (format!("pretraining {}", recipe.name), history.steps.len() as u64);
+    let progress = Progress::resume(label, recipe.steps as u64, "steps", earlier);
     let curve = |record: &StepRecord| {
         progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
     };

@@ -255,9 +255,9 @@ impl Training<'_> {
     fn run(&mut self, engine: &mut Engine, history: &mut History, estimate: &MemoryEstimate) -> Result<()> {
         let settings = &self.finetune.settings;
         let total = self.plan.total;
-        let progress = Progress::start(format!("fine-tuning {}", engine.model.name()), total as u64, "steps");
+        let (label, earlier) = (format!("fine-tuning {}", engine.model.name()), history.steps.len() as u64);
+        let progress = Progress::resume(label, total as u64, "steps", earlier);
         progress.note(format!("about {} of memory", memory::readable(estimate.total())));
-        progress.advance(history.steps.len() as u64)?;
         let rate = settings.rate(total);
         let curve = |record: &StepRecord| {
             progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
