@@ -12,7 +12,7 @@ use crate::model::Streamed;
 /// What measuring attention with a [`Streamed`] model will take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamEstimate {
-    /// Bytes held at most, besides the program itself (some 50 MB).
+    /// Bytes held at most, besides the program itself and its tokenizer (50 to 200 MB, by the vocabulary).
     pub memory: u64,
     /// How often all blocks are read from disk.
     pub passes: usize,

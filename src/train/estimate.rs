@@ -11,7 +11,7 @@ use crate::memory::readable;
 use crate::model::Model;
 
 /// Memory a run is expected to need, in bytes, from the shapes of the model and of the largest batch the texts can make.
-/// The program itself and its tables, some 50 MB, come on top.
+/// The program itself and its tokenizer come on top: 50 to 200 MB, by the vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
     /// Weights of the model the run begins with, in the types of their file.
