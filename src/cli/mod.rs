@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The whole experiment: people, attention, contrast, dropout, fine-tuning, quiz, table and page
-    Reproduce(reproduce::Args),
+    Reproduce(Box<reproduce::Args>),
     /// Generate people, their texts and questions
     Biographies(biographies::Args),
     /// Measure what each token of a corpus receives in one model
@@ -57,7 +57,7 @@ enum Command {
 /// Runs the command; 0 on success, 1 on an error, 2 on wrong usage, 130 when interrupted.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let command = cli.command.unwrap_or(Command::Reproduce(reproduce::Args::default()));
+    let command = cli.command.unwrap_or(Command::Reproduce(Box::default()));
     // Jupyter listens by itself, and `run` has something to do while there is only one thread.
     if !matches!(command, Command::Lab(_) | Command::Run(_)) {
         listen_for_interrupts();

@@ -296,7 +296,7 @@ fn continuations_are_as_likely_as_within_whole_texts() {
     let model = small_model(&corpus);
     let ids = |text: &str| model.tokenizer().encode_raw(text).unwrap().ids;
     let text = ids(&corpus.documents[0].text);
-    let rest = vec![ids(" Oslo"), ids(" University of St Andrews"), ids(" x")];
+    let rest = [ids(" Oslo"), ids(" University of St Andrews"), ids(" x")];
     // One prompt; several with a common beginning, one of them no longer than it; several that share nothing.
     let longer = [&text[..], &ids(" She")].concat();
     let cases = [
