@@ -34,4 +34,5 @@ pub use builder::Augment;
 pub use denoise::Denoise;
 pub use draw::{Pieces, Removal};
 pub use eda::{Eda, Synonyms};
+pub(crate) use plan::OTHER_WORDS;
 pub use plan::{Plan, PlanText, Protect, drop_probability};

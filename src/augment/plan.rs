@@ -24,6 +24,9 @@ pub fn drop_probability(alpha: f64, beta: f64, rank: usize) -> f64 {
     -alpha * (-beta * rank as f64).exp_m1()
 }
 
+/// What [`Plan::by_field`] calls tokens that touch no fact.
+pub(crate) const OTHER_WORDS: &str = "other words";
+
 /// Tokens that are never dropped. The paper's definition protects none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,6 +161,59 @@ impl Plan {
             plan.texts.push(text);
         }
         Ok(plan)
+    }
+
+    /// Expected share of tokens dropped, over all texts; start tokens, which have no characters to lose, are not counted.
+    pub fn share(&self) -> f64 {
+        let (sum, tokens) = self.tally().fold((0.0, 0usize), |(sum, n), (_, p)| (sum + p, n + 1));
+        if tokens == 0 { 0.0 } else { sum / tokens as f64 }
+    }
+
+    /// Mean drop probability of the tokens that touch each kind of fact, in order of first appearance, and last, under
+    /// `other words`, of those that touch none.
+    ///
+    /// ```
+    /// use cluescope::augment::Augment;
+    /// # use cluescope::{corpus::Biographies, tokens::Tokenizer};
+    /// let people = Biographies::new(2).seed(1).generate()?;
+    /// # let tokenizer = Tokenizer::train_bpe(people.documents.iter().map(|d| d.text.as_str()), 300)?;
+    /// let plan = Augment::random().tokenizer(&tokenizer).alpha(0.5).plan(&people)?;
+    /// let by_field = plan.by_field();
+    /// assert_eq!(by_field[0], ("name".to_string(), 0.5));
+    /// assert_eq!(by_field.last(), Some(&("other words".to_string(), 0.5)));
+    /// # Ok::<(), cluescope::Error>(())
+    /// ```
+    pub fn by_field(&self) -> Vec<(String, f64)> {
+        let mut kinds: Vec<(&str, f64, usize)> = Vec::new();
+        let mut other = (OTHER_WORDS, 0.0, 0);
+        for (field, p) in self.tally() {
+            let kind = match field {
+                None => &mut other,
+                Some(field) => {
+                    let at = kinds.iter().position(|k| k.0 == field).unwrap_or_else(|| {
+                        kinds.push((field, 0.0, 0));
+                        kinds.len() - 1
+                    });
+                    &mut kinds[at]
+                }
+            };
+            kind.1 += p;
+            kind.2 += 1;
+        }
+        kinds.push(other);
+        let seen = kinds.into_iter().filter(|k| k.2 > 0);
+        seen.map(|(field, sum, tokens)| (field.to_string(), sum / tokens as f64)).collect()
+    }
+
+    /// The fact that each token touches, if any, and its probability.
+    fn tally(&self) -> impl Iterator<Item = (Option<&str>, f64)> {
+        self.texts.iter().flat_map(|text| {
+            let tokens = text.offsets.iter().zip(&text.probability).filter(|((start, end), _)| start < end);
+            tokens.map(|(&(start, end), &p)| {
+                let fact = text.document.spans.iter().find(|s| s.start < end && start < s.end);
+                (fact.map(|s| s.field.as_str()), f64::from(p))
+            })
+        })
     }
 
     /// Adds a text whose tokens have `rank`s, or one probability for all.

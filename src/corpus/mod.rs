@@ -100,3 +100,23 @@ impl Document {
         self.spans.iter().find(|s| s.field == field).map(|s| self.slice(s))
     }
 }
+
+impl Corpus {
+    /// The first `count` documents with the questions about them, and the rest; both keep all examples.
+    ///
+    /// ```
+    /// use cluescope::corpus::Biographies;
+    /// let (two, rest) = Biographies::new(5).seed(1).generate()?.split_at(2);
+    /// assert_eq!((two.documents.len(), two.questions.len()), (2, 10));
+    /// assert_eq!((rest.documents.len(), rest.questions.len()), (3, 15));
+    /// # Ok::<(), cluescope::Error>(())
+    /// ```
+    pub fn split_at(mut self, count: usize) -> (Corpus, Corpus) {
+        let documents = self.documents.split_off(count.min(self.documents.len()));
+        let rest: std::collections::HashSet<&str> = documents.iter().map(|d| d.id.as_str()).collect();
+        let (later, first) = self.questions.into_iter().partition(|q| rest.contains(q.document.as_str()));
+        let examples = self.examples.clone();
+        let rest = Corpus { documents, questions: later, examples };
+        (Corpus { questions: first, ..self }, rest)
+    }
+}

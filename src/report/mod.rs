@@ -1,6 +1,7 @@
 //! Tables, plots and pages for people.
 
 mod clues;
+mod drop_figure;
 mod experiment;
 mod experiment_record;
 mod facts;
@@ -14,6 +15,7 @@ mod table;
 mod text_picture;
 
 pub use clues::clues;
+pub use drop_figure::DropFigure;
 pub use experiment::{experiment_page, experiment_tables};
 pub use facts::FactsPicture;
 pub use heads::HeadsPicture;
