@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetWriter, SerWriter};
 
 use super::cell::Row;
-use super::condition::Student;
+use super::condition::{Condition, Student};
 use super::protocol::Protocol;
 use super::store::Store;
 use super::summary::{Summary, summarize};
 use crate::error::{Error, Result};
-use crate::evaluate::{Bootstrap, DISTANCE_EDGES, Interval};
+use crate::evaluate::{Bootstrap, DISTANCE_EDGES, Interval, QuizResult};
 use crate::files::write_atomic;
 use crate::provenance::Provenance;
 
@@ -109,6 +109,13 @@ impl Outcome {
     /// The rows of one trained model.
     pub fn rows_of(&self, student: Student) -> Vec<&Row> {
         self.rows.iter().filter(|row| row.cell.student == student).collect()
+    }
+
+    /// The quizzes of one condition and one trained model, a training seed each.
+    pub fn quizzes(&self, student: Student, condition: Condition) -> Vec<&QuizResult> {
+        let rows =
+            self.rows.iter().filter(|row| row.cell.student == student && row.cell.condition == condition);
+        rows.map(|row| &row.measured.quiz).collect()
     }
 }
 

@@ -340,26 +340,28 @@ fn by_distance(title: String, of: &[&Summary]) -> Result<Section> {
 
 fn losses(title: String, rows: &[&Row]) -> Result<Section> {
     let section = Section::new(title);
-    let mut chart =
-        LineChart::new("Training loss").x_label("optimiser step").y_label("cross-entropy (nats a token)");
-    let mut any = false;
-    for condition in Condition::ALL {
-        let runs: Vec<&&Row> =
-            rows.iter().filter(|r| r.cell.condition == condition && !r.measured.loss.is_empty()).collect();
-        if runs.is_empty() {
-            continue;
-        }
-        any = true;
-        chart = chart.line_with_band(condition.label(), curve(&runs));
-    }
-    if !any {
+    if rows.iter().all(|row| row.measured.loss.is_empty()) {
         return Ok(section.paragraph("No condition was trained."));
     }
     Ok(section.figure(
-        chart.svg()?,
+        loss_chart(rows).svg()?,
         "Mean over training seeds; the band spans the lowest and the highest seed. The loss is of the texts trained on, so \
          conditions with dropped tokens are not comparable by height.",
     ))
+}
+
+/// The training loss of each condition among `rows` over the steps: mean, lowest and highest of the seeds.
+pub fn loss_chart(rows: &[&Row]) -> LineChart {
+    let mut chart =
+        LineChart::new("Training loss").x_label("optimiser step").y_label("cross-entropy (nats a token)");
+    for condition in Condition::ALL {
+        let runs: Vec<&&Row> =
+            rows.iter().filter(|r| r.cell.condition == condition && !r.measured.loss.is_empty()).collect();
+        if !runs.is_empty() {
+            chart = chart.line_with_band(condition.label(), curve(&runs));
+        }
+    }
+    chart
 }
 
 /// (step, mean, lowest, highest) over the seeds, averaged over stretches of equal length.
