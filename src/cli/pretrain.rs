@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cluescope::corpus::Biographies;
+use cluescope::evaluate::Quiz;
 use cluescope::train::{Recipe, Size, pretrain};
 
 /// Options of `cluescope pretrain`.
@@ -10,9 +12,6 @@ pub(crate) struct Args {
     /// Which of the pair
     #[arg(value_enum)]
     size: Which,
-    /// The recipe of about half a minute that `reproduce` uses, instead of the long one
-    #[arg(long)]
-    minute: bool,
     /// Folder; the model goes into a folder of its own in it, and interrupted training continues there
     #[arg(long, default_value = "out/pretrain")]
     out: PathBuf,
@@ -27,14 +26,21 @@ pub(crate) enum Which {
     Large,
 }
 
-/// Trains and saves.
+/// People the finished model is asked about; it met none of them.
+const PEOPLE: usize = 20;
+
+/// Trains and saves, then asks what the model was trained for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let size = match args.size {
         Which::Small => Size::Small,
         Which::Large => Size::Large,
     };
-    let recipe = if args.minute { Recipe::minute(size) } else { Recipe::nano(size) };
-    let trained = pretrain(&recipe, &args.out)?;
+    let trained = pretrain(&Recipe::nano(size), &args.out)?;
     println!("{} parameters: {}", trained.model.parameter_count(), trained.folder.display());
+    let people = Biographies::new(PEOPLE).split("validation").generate()?;
+    for (book, open) in [("with the biography before the question", true), ("without it", false)] {
+        let result = trained.model.quiz(&people, Quiz::few_shot(5).open_book(open))?.total();
+        println!("exact match {book}: {:.2} of {} questions", result.exact_match, result.questions);
+    }
     Ok(())
 }
