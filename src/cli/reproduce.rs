@@ -1,6 +1,6 @@
 //! `cluescope reproduce`: the whole experiment, from people to table and page.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use cluescope::Error;
@@ -9,7 +9,6 @@ use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
 use cluescope::experiment::{self, Condition, Models, Outcome, PairRunner, Protocol, Student, Texts};
 use cluescope::report::{clues, experiment_page, experiment_tables};
-use cluescope::train::{Recipe, Size, pretrain};
 
 /// Options of `cluescope reproduce`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -192,7 +191,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     super::use_threads(args.threads)?;
     let out = args.out();
     let own = args.own()?;
-    let pair = Pair::of(args, &out);
+    let pair = Pair::of(args);
     let protocol = args.protocol(own.as_ref(), &pair)?;
     println!("{}", protocol.describe());
     let onto = args.onto.clone();
@@ -242,16 +241,13 @@ enum Pair {
     Named(String, String),
     /// The one in this project's `datasets` folder.
     Bundled,
-    /// Stands in while that one is missing: trained from nothing into this folder.
-    Minute(PathBuf),
 }
 
 impl Pair {
-    fn of(args: &Args, out: &Path) -> Self {
+    fn of(args: &Args) -> Self {
         match (&args.small, &args.large) {
             (Some(small), Some(large)) => Pair::Named(small.clone(), large.clone()),
-            _ if ModelPair::load("nano").is_ok() => Pair::Bundled,
-            _ => Pair::Minute(out.join("models")),
+            _ => Pair::Bundled,
         }
     }
 
@@ -259,7 +255,6 @@ impl Pair {
         match self {
             Pair::Named(small, large) => format!("{small} + {large}"),
             Pair::Bundled => "nano".into(),
-            Pair::Minute(_) => "minute".into(),
         }
     }
 
@@ -267,14 +262,6 @@ impl Pair {
         match self {
             Pair::Named(small, large) => Ok(ModelPair::new(load_model(small)?, load_model(large)?)),
             Pair::Bundled => ModelPair::load("nano"),
-            Pair::Minute(folder) => stand_in(folder),
         }
     }
-}
-
-/// Two sizes of one decoder, trained here from generated text, about half a minute each, and kept in `folder`: the
-/// next call finds them.
-fn stand_in(folder: &Path) -> cluescope::Result<ModelPair> {
-    let one = |size| Ok::<_, Error>(pretrain(&Recipe::minute(size), folder)?.model);
-    Ok(ModelPair::new(one(Size::Small)?, one(Size::Large)?))
 }

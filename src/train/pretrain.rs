@@ -83,6 +83,10 @@ pub struct Recipe {
     pub mixture: Mixture,
     /// Decides weights and texts.
     pub seed: u64,
+    /// The recipe whose finished model, as saved, this one goes on from with its tokenizer and a fresh optimiser; the shapes are
+    /// that recipe's. `None` begins with random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Box<Recipe>>,
 }
 
 impl Recipe {
@@ -112,18 +116,29 @@ impl Recipe {
                 plain_targets: 0.4,
             },
             seed: 1,
+            before: None,
         };
-        match size {
-            Size::Small => small,
-            Size::Large => Recipe {
-                name: "nano-large".into(),
-                layers: 4,
-                hidden_size: 160,
-                heads: 5,
-                intermediate_size: 448,
-                learning_rate: 2.5e-3,
-                ..small
-            },
+        if size == Size::Small {
+            return small;
+        }
+        let first = Recipe {
+            name: "nano-large-first".into(),
+            layers: 4,
+            hidden_size: 160,
+            heads: 5,
+            intermediate_size: 448,
+            learning_rate: 2.5e-3,
+            ..small
+        };
+        // More layers need longer to read as well as the small model does.
+        Recipe {
+            name: "nano-large".into(),
+            steps: 700,
+            learning_rate: 1.5e-3,
+            warmup_ratio: 0.05,
+            mixture: Mixture { resident_share: 0.3, echo_share: 0.0, ..first.mixture.clone() },
+            before: Some(Box::new(first.clone())),
+            ..first
         }
     }
 
@@ -160,11 +175,25 @@ impl Recipe {
             ("vocab_size", self.vocab_size, 257),
         ];
         if self.look_back_heads > self.heads {
-            return Err(Error::option("look_back_heads", self.look_back_heads, format!("at most heads ({})", self.heads)));
+            return Err(Error::option(
+                "look_back_heads",
+                self.look_back_heads,
+                format!("at most heads ({})", self.heads),
+            ));
         }
         for (name, value, least) in counts {
             if value < least {
                 return Err(Error::option(name, value, format!("at least {least}")));
+            }
+        }
+        if let Some(before) = &self.before {
+            before.check()?;
+            if before.name == self.name {
+                return Err(Error::option(
+                    "before.name",
+                    &before.name,
+                    "another name: both models are saved",
+                ));
             }
         }
         if self.mixture.residents > 0 && self.mixture.residents < 8 {
@@ -226,9 +255,14 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     recipe.check()?;
     let folder = out.as_ref().join(&recipe.name);
     let mut lessons = Lessons::new(&recipe.mixture, recipe.seed)?;
-    let sample = lessons.sample(recipe.tokenizer_texts)?;
-    let tokenizer = Tokenizer::train_bpe(sample.iter().map(String::as_str), recipe.vocab_size)?;
-    drop(sample);
+    let before = recipe.before.as_deref().map(|before| pretrain(before, out.as_ref())).transpose()?;
+    let tokenizer = match &before {
+        Some(before) => before.model.tokenizer().clone(),
+        None => {
+            let sample = lessons.sample(recipe.tokenizer_texts)?;
+            Tokenizer::train_bpe(sample.iter().map(String::as_str), recipe.vocab_size)?
+        }
+    };
     // A change of the generator is a change of the texts.
     let texts = fingerprint(&mut lessons, &tokenizer)?;
     let report_path = folder.join("pretraining.json");
@@ -237,11 +271,21 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     {
         return saved(recipe, folder, report);
     }
-    let base = Model::random(recipe.name.clone(), recipe.config(&tokenizer), tokenizer.clone(), recipe.seed)?;
+    let base = match before {
+        Some(before) => {
+            let hash = before.model.hash().to_string();
+            before.model.renamed(recipe.name.clone(), hash)
+        }
+        None => {
+            Model::random(recipe.name.clone(), recipe.config(&tokenizer), tokenizer.clone(), recipe.seed)?
+        }
+    };
     let options =
         Options { max_grad_norm: recipe.max_grad_norm, gradient_checkpointing: false, seed: recipe.seed };
     let start = base.with_trainable_weights()?;
-    look_back(&start, recipe.look_back_heads)?;
+    if recipe.before.is_none() {
+        look_back(&start, recipe.look_back_heads)?;
+    }
     let mut engine = Engine::new(start, recipe.adamw, options);
     let identity = Identity {
         kind: "pretraining".into(),

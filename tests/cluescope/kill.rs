@@ -8,7 +8,7 @@ use cluescope::corpus::Biographies;
 use cluescope::model::{DecoderConfig, Model};
 use cluescope::random::Stream;
 use cluescope::tokens::Tokenizer;
-use cluescope::train::{Recipe, Size, pretrain};
+use cluescope::train::{Mixture, Recipe, Size, pretrain};
 
 /// Kills a stage.
 const KILLS: usize = 20;
@@ -128,13 +128,17 @@ fn attend_killed_at_random_moments_ends_as_undisturbed() {
 }
 
 fn recipe() -> Recipe {
+    let nano = Recipe::nano(Size::Small);
     Recipe {
         steps: 12,
         tokenizer_texts: 60,
         vocab_size: 400,
         batch_size: 2,
         layers: 1,
-        ..Recipe::minute(Size::Small)
+        hidden_size: 64,
+        intermediate_size: 128,
+        mixture: Mixture { residents: 40, echo_share: 0.0, ..nano.mixture },
+        ..nano
     }
 }
 
