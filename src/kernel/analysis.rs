@@ -4,6 +4,7 @@
 //! the sources are not on this machine, the session's own engine answers.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -13,7 +14,6 @@ use evcxr::{CommandContext, EvalContext};
 use serde_json::{Value, json};
 
 use super::child::SOCKET_VARIABLE;
-use super::prelude::Prelude;
 use crate::error::{Error, Result};
 
 /// In a prelude's folder: what rust-analyzer gets to read instead of `cargo metadata`.
@@ -103,12 +103,12 @@ pub(super) struct Analysis {
 }
 
 impl Analysis {
-    /// Starts the engine on a thread of its own, with its files in `folder`; `configuration` is where
+    /// Starts the engine on a thread of its own, `child` being its process and `folder` that of its files; `configuration` is where
     /// engines read their settings.
     ///
     /// # Errors
     /// [`Error::Io`] when its files cannot be written.
-    pub(super) fn start(prelude: &Prelude, folder: &Path, configuration: &Path) -> Result<Self> {
+    pub(super) fn start(mut child: Command, folder: &Path, configuration: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mark = folder.join(MARK);
         std::fs::write(&mark, "").map_err(Error::io(&mark))?;
@@ -119,14 +119,12 @@ impl Analysis {
         std::fs::write(&settings, format!("[evcxr]\ntmpdir = {:?}\nopt_level = \"0\"\n", folder))
             .map_err(Error::io(&settings))?;
         let (questions, receive) = channel::<Question>();
-        let child = prelude.child();
+        // It runs no cells; their channels are not its own.
+        child.env_remove(SOCKET_VARIABLE);
         let ready = Arc::new(AtomicBool::new(false));
         let now_ready = ready.clone();
         std::thread::spawn(move || {
-            let mut command = std::process::Command::new(child);
-            // It runs no cells; their channels are not its own.
-            command.env_remove(SOCKET_VARIABLE);
-            let engine = EvalContext::with_subprocess_command(command);
+            let engine = EvalContext::with_subprocess_command(child);
             let _ = std::fs::remove_file(&settings);
             let Ok((engine, _outputs)) = engine else { return };
             let mut engine = CommandContext::with_eval_context(engine);

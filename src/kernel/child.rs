@@ -22,6 +22,11 @@ use crate::progress::{self, Sink, Status};
 
 /// Environment variable with the path of the kernel's socket.
 pub const SOCKET_VARIABLE: &str = "CLUESCOPE_KERNEL_SOCKET";
+/// Where the system's loader looks for libraries first.
+pub const LIBRARY_PATH: &str =
+    if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
+/// Set when the first entry of [`LIBRARY_PATH`] is for this process alone.
+pub const MOVED_VARIABLE: &str = "CLUESCOPE_KERNEL_MOVED";
 /// What opens a record within standard output.
 pub const RECORD: &str = "\u{1e}cluescope:";
 /// The engine's end mark of a cell.
@@ -192,7 +197,26 @@ fn pass_to_compiler() -> i32 {
     status.ok().and_then(|s| s.code()).unwrap_or(1)
 }
 
+/// The loader has read its variable; programs that cells start get it as it was.
+fn restore_library_path() {
+    if std::env::var_os(MOVED_VARIABLE).is_none() {
+        return;
+    }
+    let path = std::env::var_os(LIBRARY_PATH).unwrap_or_default();
+    let rest = path.to_string_lossy().split_once(':').map_or(String::new(), |(_, rest)| rest.to_owned());
+    // SAFETY: no other thread runs yet.
+    unsafe {
+        std::env::remove_var(MOVED_VARIABLE);
+        if rest.is_empty() {
+            std::env::remove_var(LIBRARY_PATH)
+        } else {
+            std::env::set_var(LIBRARY_PATH, rest)
+        }
+    }
+}
+
 fn serve() -> std::io::Result<()> {
+    restore_library_path();
     let commands = duplicate(0)?;
     let engine_out = duplicate(1)?;
     let _ = ENGINE.set(Mutex::new(engine_out.into()));

@@ -8,6 +8,7 @@
 //! running session. Sessions only read it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::analysis;
+use super::child::{LIBRARY_PATH, MOVED_VARIABLE};
 use super::compiler;
 use crate::error::{Error, Result};
 use crate::files;
@@ -46,6 +48,9 @@ pub struct Prelude {
     /// Its folder.
     #[serde(skip)]
     pub folder: PathBuf,
+    /// Where it was built, with its compiler at the same place as now.
+    #[serde(default)]
+    pub made_in: PathBuf,
     /// `rustc --version` of the compiler that made it; no other can use it.
     pub compiler: String,
     /// Crate name, as in `use candle_core`, to where it lies. `cluescope` is one of them.
@@ -203,8 +208,26 @@ impl Prelude {
         Ok((prelude.compiler == toolchain.version()?).then_some(prelude))
     }
 
-    /// The program that runs cells.
-    pub fn child(&self) -> PathBuf {
+    /// The program that runs cells, ready to be started.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the compiler does not say where its library is.
+    pub(super) fn child(&self, toolchain: &Toolchain) -> Result<Command> {
+        let mut command = Command::new(self.program());
+        // Where it was made, it finds the standard library by itself; a release was made elsewhere.
+        if self.folder != self.made_in {
+            let out = Command::new(&toolchain.rustc).args(["--print", "target-libdir"]).output();
+            let out = out.map_err(Error::io(&toolchain.rustc))?;
+            let before = std::env::var_os(LIBRARY_PATH).unwrap_or_default();
+            let mut path = OsString::from(String::from_utf8_lossy(&out.stdout).trim());
+            path.push(":");
+            path.push(before);
+            command.env(LIBRARY_PATH, path).env(MOVED_VARIABLE, "1");
+        }
+        Ok(command)
+    }
+
+    fn program(&self) -> PathBuf {
         self.folder.join("cell-process")
     }
 
@@ -461,7 +484,11 @@ fn collect(
             "cargo reported no dynamic library; try again with the latest stable Rust".into(),
         ));
     }
-    let prelude = Prelude { folder: into.to_path_buf(), compiler: toolchain.version()?, crates };
+    // As `open` will see it once it has its name.
+    let made_in = parent.canonicalize().map_err(Error::io(parent))?;
+    let made_in = made_in.join(folder.file_name().unwrap_or_default());
+    let compiler = toolchain.version()?;
+    let prelude = Prelude { folder: into.to_path_buf(), made_in, compiler, crates };
     compile_child(toolchain, &prelude)?;
     let sources = into.join(analysis::METADATA);
     let text =
@@ -526,7 +553,7 @@ fn compile_child(toolchain: &Toolchain, prelude: &Prelude) -> Result<()> {
         .map_err(Error::io(&code))?;
     let mut command = Command::new(&toolchain.rustc);
     command.args(["--edition", "2024", "--crate-type", "bin", "-C", "prefer-dynamic", "-C", "opt-level=1"]);
-    command.arg(&code).arg("-o").arg(prelude.child());
+    command.arg(&code).arg("-o").arg(prelude.program());
     link_arguments(prelude, &mut command);
     let out = command.output().map_err(Error::io(&toolchain.rustc))?;
     if !out.status.success() {
@@ -591,6 +618,7 @@ mod tests {
         };
         let prelude = Prelude {
             folder: PathBuf::new(),
+            made_in: PathBuf::new(),
             compiler: String::new(),
             crates: [("polars".to_owned(), carried)].into(),
         };
@@ -625,7 +653,9 @@ mod tests {
             .iter()
             .map(|name| {
                 let folder = place.path().join(name);
-                Prelude { folder, compiler: String::new(), crates: BTreeMap::new() }.hold().unwrap()
+                Prelude { folder, made_in: PathBuf::new(), compiler: String::new(), crates: BTreeMap::new() }
+                    .hold()
+                    .unwrap()
             })
             .collect();
         let left = || std::fs::read_dir(place.path()).unwrap().count();

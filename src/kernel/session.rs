@@ -149,6 +149,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Session {
     engine: CommandContext,
     prelude: Prelude,
+    toolchain: Toolchain,
     /// Keeps the prelude from being tidied away.
     _in_use: std::fs::File,
     cell: PathBuf,
@@ -262,7 +263,7 @@ impl Session {
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(Error::io(&socket))?;
         listen(listener, shared.clone(), events);
-        let mut command = std::process::Command::new(prelude.child());
+        let mut command = prelude.child(&workplace.toolchain)?;
         for (name, value) in &workplace.environment {
             match value {
                 Some(value) => command.env(name, value),
@@ -284,6 +285,7 @@ impl Session {
         let mut session = Session {
             engine,
             prelude,
+            toolchain: workplace.toolchain.clone(),
             _in_use: in_use,
             cell,
             shared,
@@ -439,8 +441,12 @@ impl Session {
 
     fn start_analysis(&mut self) {
         let folder = self.cell.with_file_name("analysis");
-        self.analysis
-            .get_or_insert_with(|| Analysis::start(&self.prelude, &folder, &self.configuration).ok());
+        self.analysis.get_or_insert_with(|| {
+            self.prelude
+                .child(&self.toolchain)
+                .and_then(|child| Analysis::start(child, &folder, &self.configuration))
+                .ok()
+        });
     }
 
     fn ready_analysis(&self) -> Option<&Analysis> {
