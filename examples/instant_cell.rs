@@ -25,6 +25,9 @@ const DEPENDENCIES: &str = r#":dep candle-core = "0.11.1"
 :dep plotters = { version = "0.3.7", default-features = false, features = ["svg_backend", "line_series", "point_series", "area_series", "histogram", "errorbar"] }
 :dep polars = { version = "0.55.2", default-features = false, features = ["csv", "parquet", "fmt"] }"#;
 
+/// The first cell of a notebook of this package.
+const LIBRARY: &str = "use cluescope::prelude::*;\nlet people = Biographies::new(20).seed(1).generate()?;\npeople.documents.len()";
+
 /// (name, repetitions, code); `#` in the code becomes the number of the repetition.
 const CELLS: [(&str, usize, &str); 9] = [
     (
@@ -147,15 +150,45 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-async fn measure(make: &dyn Fn() -> Command, before: &[String]) -> Result<Vec<(String, f64)>> {
-    let mut rows = Vec::new();
-    let mut ready = Vec::new();
-    for _ in 0..3 {
-        let kernel = Kernel::start(&mut make()).await?;
+/// Times of new sessions: until the kernel answers, until its first cell is done, and the first cell that
+/// uses the library in a session of its own. `library` is that cell, where the kernel has one at once.
+async fn sessions(
+    make: &dyn Fn() -> Command,
+    library: Option<&str>,
+    repetitions: usize,
+) -> Result<Vec<(String, f64)>> {
+    let (mut ready, mut first, mut used) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..repetitions {
+        let start = Instant::now();
+        let mut kernel = Kernel::start(&mut make()).await?;
         ready.push(kernel.ready.as_secs_f64());
+        match library {
+            None => {
+                kernel.execute("1+1").await?;
+                first.push(start.elapsed().as_secs_f64());
+            }
+            Some(code) => {
+                let (seconds, good) = kernel.execute(code).await?;
+                if !good {
+                    bail!("this cell failed:\n{code}");
+                }
+                used.push(seconds);
+            }
+        }
         kernel.stop().await?;
     }
-    rows.push(("ready (kernel_info_reply), median of 3".to_owned(), median(ready)));
+    let row = |name: &str, times| (format!("{name}, median of {repetitions} sessions"), median(times));
+    Ok(match library {
+        None => {
+            let name = "from the start of the kernel to the end of a first `1+1`";
+            vec![row("ready (kernel_info_reply)", ready), row(name, first)]
+        }
+        Some(_) => vec![row("first cell of a session, which uses the library", used)],
+    })
+}
+
+async fn measure(make: &dyn Fn() -> Command, before: &[String]) -> Result<Vec<(String, f64)>> {
+    let mut rows = Vec::new();
     let mut kernel = Kernel::start(&mut make()).await?;
     for cell in before {
         let (seconds, good) = kernel.execute(cell).await?;
@@ -179,6 +212,50 @@ async fn measure(make: &dyn Fn() -> Command, before: &[String]) -> Result<Vec<(S
     Ok(rows)
 }
 
+/// Latency and memory of one session over `cells` cells, each with a new variable.
+async fn long_session(make: &dyn Fn() -> Command, cells: usize) -> Result<()> {
+    let mut kernel = Kernel::start(&mut make()).await?;
+    println!(
+        "\n| cells so far | seconds a cell, median of the last 20 | kernel, MB | process of cells, MB |"
+    );
+    println!("|---:|---:|---:|---:|");
+    let mut times = Vec::new();
+    for number in 1..=cells {
+        let (seconds, good) = kernel.execute(&format!("let kept = vec![{number}u64]; kept.len()")).await?;
+        if !good {
+            bail!("cell {number} failed");
+        }
+        times.push(seconds);
+        if number == 20 || number % (cells / 5).max(1) == 0 {
+            let recent = times[times.len().saturating_sub(20)..].to_vec();
+            let id = kernel.process.id();
+            println!(
+                "| {number} | {:.3} | {:.0} | {:.0} |",
+                median(recent),
+                resident(id),
+                child_resident(id)
+            );
+        }
+    }
+    kernel.stop().await
+}
+
+/// Memory of a process in MB, from Linux's `/proc`.
+fn resident(process: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).map_or(f64::NAN, |kb| kb / 1000.0)
+}
+
+fn child_resident(process: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> = children
+        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    children.into_iter().map(resident).sum()
+}
+
 fn show(title: &str, rows: &[(String, f64)]) {
     println!("\n| {title} | seconds |\n|---|---:|");
     for (name, seconds) in rows {
@@ -197,6 +274,10 @@ fn main() -> Result<()> {
         .iter()
         .position(|a| a == "--cache")
         .map(|at| arguments.drain(at..at + 2).nth(1).unwrap_or_default());
+    let cells = arguments
+        .iter()
+        .position(|a| a == "--cells")
+        .and_then(|at| arguments.drain(at..at + 2).nth(1)?.parse().ok());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let this = std::env::current_exe()?;
     let ours = || {
@@ -209,7 +290,12 @@ fn main() -> Result<()> {
     let start = Instant::now();
     cluescope::kernel::Prelude::find_or_build(&tools, &mut |line| eprintln!("{line}"))?;
     println!("prebuilt library found or built in {:.1} s", start.elapsed().as_secs_f64());
-    let rows = runtime.block_on(measure(&ours, &[]))?;
+    if let Some(cells) = cells {
+        return runtime.block_on(long_session(&ours, cells));
+    }
+    let mut rows = runtime.block_on(sessions(&ours, None, 20))?;
+    rows.extend(runtime.block_on(sessions(&ours, Some(LIBRARY), 20))?);
+    rows.extend(runtime.block_on(measure(&ours, &[]))?);
     show("cluescope", &rows);
     if let Some(stock) = arguments.first().map(PathBuf::from) {
         let theirs = || {
@@ -219,7 +305,8 @@ fn main() -> Result<()> {
         };
         let mut before: Vec<String> = cache.map(|mib| format!(":cache {mib}")).into_iter().collect();
         before.push(DEPENDENCIES.to_owned());
-        let rows = runtime.block_on(measure(&theirs, &before))?;
+        let mut rows = runtime.block_on(sessions(&theirs, None, 3))?;
+        rows.extend(runtime.block_on(measure(&theirs, &before))?);
         show("evcxr_jupyter", &rows);
     }
     Ok(())
