@@ -130,16 +130,18 @@ impl Recipe {
             learning_rate: 2.5e-3,
             ..small
         };
-        // More layers need longer to read as well as the small model does.
-        Recipe {
-            name: "nano-large".into(),
-            steps: 700,
+        // More layers need longer to read as well as the small model does: two further cycles, with ever fewer residents.
+        let again = |name: &str, steps, resident_share, before: &Recipe| Recipe {
+            name: name.into(),
+            steps,
             learning_rate: 1.5e-3,
             warmup_ratio: 0.05,
-            mixture: Mixture { resident_share: 0.3, echo_share: 0.0, ..first.mixture.clone() },
-            before: Some(Box::new(first.clone())),
-            ..first
-        }
+            mixture: Mixture { resident_share, echo_share: 0.0, ..before.mixture.clone() },
+            before: Some(Box::new(before.clone())),
+            ..before.clone()
+        };
+        let second = again("nano-large-second", 700, 0.3, &first);
+        again("nano-large", 450, 0.15, &second)
     }
 
     fn config(&self, tokenizer: &Tokenizer) -> DecoderConfig {
