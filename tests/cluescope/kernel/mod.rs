@@ -1,174 +1,22 @@
 //! The kernel over the Jupyter protocol, from a client of our own. The first test of an installation
 //! builds the prebuilt library, a minute or so.
 
+mod client;
+mod headless;
+mod hostile;
+mod library;
+
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jupyter_protocol::{
-    CommInfoRequest, CompleteRequest, ConnectionInfo, ExecuteRequest, ExecutionState, HistoryRequest,
-    InputReply, InspectRequest, InterruptRequest, IsCompleteRequest, JupyterMessage,
-    JupyterMessageContent as Content, KernelInfoRequest, ReplyStatus, ShutdownRequest, Transport,
+    CommInfoRequest, CompleteRequest, ConnectionInfo, ExecuteRequest, HistoryRequest, InputReply,
+    InspectRequest, IsCompleteRequest, JupyterMessage, JupyterMessageContent as Content,
 };
 use jupyter_zmq_client as zmq;
-use serde_json::{Value, json};
+use serde_json::json;
 
-struct Client {
-    process: Child,
-    info: ConnectionInfo,
-    shell: zmq::ClientShellConnection,
-    control: zmq::ClientControlConnection,
-    stdin: zmq::ClientStdinConnection,
-    iopub: zmq::ClientIoPubConnection,
-    _folder: tempfile::TempDir,
-}
-
-/// A cell's reply and everything it showed: (message type, content).
-#[derive(Debug)]
-struct Outcome {
-    reply: Value,
-    shown: Vec<(String, Value)>,
-}
-
-impl Outcome {
-    fn stream(&self, name: &str) -> String {
-        self.of("stream").filter(|c| c["name"] == name).map(|c| c["text"].as_str().unwrap()).collect()
-    }
-
-    fn of(&self, kind: &str) -> impl Iterator<Item = &Value> {
-        self.shown.iter().filter(move |(k, _)| k == kind).map(|(_, content)| content)
-    }
-
-    fn result(&self) -> &str {
-        self.of("execute_result").next().unwrap_or_else(|| panic!("no result: {self:?}"))["data"]["text/plain"]
-            .as_str()
-            .unwrap()
-    }
-
-    fn good(self) -> Self {
-        assert_eq!(self.reply["status"], "ok", "{self:#?}");
-        self
-    }
-
-    fn failed(self) -> Self {
-        assert_eq!(self.reply["status"], "error", "{self:#?}");
-        assert_eq!(self.of("error").count(), 1, "{self:#?}");
-        self
-    }
-}
-
-impl Client {
-    async fn start() -> Client {
-        let folder = tempfile::tempdir().unwrap();
-        let (ports, listeners) = zmq::peek_ports_with_listeners([127, 0, 0, 1].into(), 5).await.unwrap();
-        let info = ConnectionInfo {
-            ip: "127.0.0.1".into(),
-            transport: Transport::TCP,
-            shell_port: ports[0],
-            iopub_port: ports[1],
-            stdin_port: ports[2],
-            control_port: ports[3],
-            hb_port: ports[4],
-            key: "a-test-key".into(),
-            signature_scheme: "hmac-sha256".into(),
-            kernel_name: None,
-        };
-        let file = folder.path().join("connection.json");
-        std::fs::write(&file, serde_json::to_vec(&info).unwrap()).unwrap();
-        drop(listeners);
-        let process = Command::new(env!("CARGO_BIN_EXE_cluescope"))
-            .args(["kernel", "serve"])
-            .arg(&file)
-            // As Jupyter does: the kernel leaves when its parent is gone.
-            .env("JPY_PARENT_PID", std::process::id().to_string())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let session = "test-session";
-        let identity = zmq::peer_identity_for_session(session).unwrap();
-        let start = Instant::now();
-        let shell = loop {
-            match zmq::create_client_shell_connection_with_identity(&info, session, identity.clone()).await {
-                Ok(shell) => break shell,
-                Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "no kernel: {error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        let control = zmq::create_client_control_connection(&info, session).await.unwrap();
-        let stdin =
-            zmq::create_client_stdin_connection_with_identity(&info, session, identity).await.unwrap();
-        let iopub = zmq::create_client_iopub_connection(&info, "", session).await.unwrap();
-        let mut client = Client { process, info, shell, control, stdin, iopub, _folder: folder };
-        let reply = client.ask(KernelInfoRequest {}).await;
-        assert_eq!(reply["status"], "ok");
-        assert_eq!(reply["language_info"]["name"], "rust");
-        client
-    }
-
-    /// A shell request's reply; its outputs, if any, are left unread.
-    async fn ask(&mut self, request: impl Into<Content>) -> Value {
-        let request = JupyterMessage::new(request, None);
-        let id = request.header.msg_id.clone();
-        self.shell.send(request).await.unwrap();
-        self.reply_to(&id).await
-    }
-
-    async fn reply_to(&mut self, id: &str) -> Value {
-        loop {
-            let message = self.shell.read().await.unwrap();
-            if message.parent_header.as_ref().is_some_and(|h| h.msg_id == id) {
-                return serde_json::to_value(&message.content).unwrap();
-            }
-        }
-    }
-
-    async fn run(&mut self, code: &str) -> Outcome {
-        self.execute(ExecuteRequest::new(code.into())).await
-    }
-
-    async fn execute(&mut self, request: ExecuteRequest) -> Outcome {
-        let request = JupyterMessage::new(request, None);
-        let id = request.header.msg_id.clone();
-        self.shell.send(request).await.unwrap();
-        self.outcome(&id).await
-    }
-
-    /// Everything between busy and idle.
-    async fn outcome(&mut self, id: &str) -> Outcome {
-        let mut shown = Vec::new();
-        loop {
-            let limit = Duration::from_secs(300);
-            let message = tokio::time::timeout(limit, self.iopub.read()).await.expect("an answer").unwrap();
-            if message.parent_header.as_ref().is_none_or(|h| h.msg_id != id) {
-                continue;
-            }
-            if let Content::Status(status) = &message.content {
-                if status.execution_state == ExecutionState::Idle {
-                    break;
-                }
-                assert_eq!(status.execution_state, ExecutionState::Busy);
-                continue;
-            }
-            shown.push((message.message_type().to_owned(), serde_json::to_value(&message.content).unwrap()));
-        }
-        Outcome { reply: self.reply_to(id).await, shown }
-    }
-
-    async fn stop(mut self) {
-        self.control.send(JupyterMessage::new(ShutdownRequest { restart: false }, None)).await.unwrap();
-        let reply = self.control.read().await.unwrap();
-        assert!(matches!(reply.content, Content::ShutdownReply(r) if r.status == ReplyStatus::Ok));
-        let start = Instant::now();
-        while self.process.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(5), "the kernel does not leave");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-fn wait<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
+use client::{Client, wait};
 
 #[test]
 fn cells_show_what_they_do() {
@@ -267,23 +115,6 @@ fn interrupts_keep_variables_where_the_library_runs() {
     });
 }
 
-impl Client {
-    /// Seconds from the interrupt to the reply.
-    async fn interrupted_after(&mut self, code: &str, delay: Duration) -> f64 {
-        let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
-        let id = request.header.msg_id.clone();
-        self.shell.send(request).await.unwrap();
-        tokio::time::sleep(delay).await;
-        let start = Instant::now();
-        self.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();
-        let reply = self.control.read().await.unwrap();
-        assert!(matches!(reply.content, Content::InterruptReply(_)));
-        let outcome = self.outcome(&id).await.failed();
-        assert_eq!(outcome.reply["ename"], "Interrupted", "{outcome:#?}");
-        start.elapsed().as_secs_f64()
-    }
-}
-
 #[test]
 fn requests_other_than_cells() {
     wait(async {
@@ -319,6 +150,22 @@ fn requests_other_than_cells() {
         }
         let tail = kernel.ask(HistoryRequest::Tail { n: 1, output: false, raw: true }).await;
         assert_eq!(tail["history"], json!([[1, 2, "let more = 1;"]]));
+        kernel.run("counter * 2").await.good();
+        let range = HistoryRequest::Range { session: Some(0), start: 2, stop: 4, output: true, raw: true };
+        let range = kernel.ask(range).await;
+        assert_eq!(range["history"], json!([[1, 2, ["let more = 1;", ""]], [1, 3, ["counter * 2", "10"]]]));
+        kernel.run("counter * 2").await.good();
+        let search = HistoryRequest::Search {
+            n: 5,
+            pattern: "counter*".into(),
+            unique: true,
+            output: false,
+            raw: true,
+        };
+        assert_eq!(kernel.ask(search).await["history"], json!([[1, 4, "counter * 2"]]));
+        let cleared =
+            kernel.run("println!(\"a\"); cluescope::kernel::child::clear_output(true);").await.good();
+        assert_eq!(cleared.of("clear_output").next().unwrap()["wait"], true);
         assert_eq!(kernel.ask(CommInfoRequest::default()).await["comms"], json!({}));
         // A failing cell aborts those already sent.
         let ids: Vec<String> = {
@@ -333,6 +180,16 @@ fn requests_other_than_cells() {
         assert_eq!(kernel.reply_to(&ids[0]).await["status"], "error");
         assert_eq!(kernel.reply_to(&ids[1]).await["status"], "aborted");
         assert_eq!(kernel.reply_to(&ids[2]).await["status"], "aborted");
+        // Unless the client wants those to run all the same.
+        let go_on =
+            ExecuteRequest { stop_on_error: false, ..ExecuteRequest::new("panic!(\"first\")".into()) };
+        let go_on = JupyterMessage::new(go_on, None);
+        let next = JupyterMessage::new(ExecuteRequest::new("1".into()), None);
+        let (first, second) = (go_on.header.msg_id.clone(), next.header.msg_id.clone());
+        kernel.shell.send(go_on).await.unwrap();
+        kernel.shell.send(next).await.unwrap();
+        assert_eq!(kernel.reply_to(&first).await["status"], "error");
+        assert_eq!(kernel.reply_to(&second).await["status"], "ok");
         // Questions to the person.
         let request = ExecuteRequest {
             allow_stdin: true,

@@ -1,0 +1,96 @@
+//! The library inside cells: bars that move, curves that grow, interrupts that keep what was made.
+
+use std::time::Duration;
+
+use super::client::{Client, Outcome, wait};
+
+/// A model that takes seconds for anything, and people to ask it about.
+const MODEL: &str = r#"
+use cluescope::prelude::*;
+let people = Biographies::new(200).seed(1).generate()?;
+let texts: Vec<&str> = people.documents.iter().map(|d| d.text.as_str()).collect();
+let tokenizer = Tokenizer::train_bpe(texts, 600)?;
+let config = DecoderConfig::llama(tokenizer.vocab_size(), 768, 8, 12, 12, 2048, 1024);
+let model = Model::random("slow", config, tokenizer.clone(), 1)?;
+let quick = Model::random("quick", DecoderConfig::llama(tokenizer.vocab_size(), 32, 2, 2, 2, 64, 512), tokenizer.clone(), 1)?;
+let kept = 7;
+"#;
+
+fn html(content: &serde_json::Value) -> &str {
+    content["data"]["text/html"].as_str().unwrap_or_default()
+}
+
+fn bars(outcome: &Outcome) -> (Vec<&str>, Vec<&str>) {
+    let shown = outcome.of("display_data").map(html).filter(|h| h.contains("cluescope-progress")).collect();
+    (shown, outcome.of("update_display_data").map(html).collect())
+}
+
+#[test]
+fn a_bar_moves_and_what_stays_tells_no_time() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let outcome = kernel
+            .run(
+                "let progress = cluescope::progress::Progress::start(\"walking\", 40, \"steps\");\n\
+                 for _ in 0..40 { progress.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(50)); }\n\
+                 drop(progress);",
+            )
+            .await
+            .good();
+        let (shown, updates) = bars(&outcome);
+        assert_eq!(shown.len(), 1, "{outcome:#?}");
+        assert!(updates.len() >= 4, "{} updates", updates.len());
+        assert!(updates[0].contains(" s left"), "{}", updates[0]);
+        let last = updates.last().unwrap();
+        assert!(
+            last.contains("max=\"40\" value=\"40\"") && last.contains("walking: 40/40 steps</label>"),
+            "{last}"
+        );
+        let short = kernel
+            .run("let p = cluescope::progress::Progress::start(\"short\", 1, \"x\"); p.advance(1)?;")
+            .await;
+        assert_eq!(short.good().of("display_data").count(), 0);
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn training_draws_its_loss() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run(MODEL).await.good();
+        let outcome =
+            kernel.run("let run = quick.finetune(&people, Finetune::lora(4).epochs(3))?;").await.good();
+        let (shown, updates) = bars(&outcome);
+        assert_eq!(shown.len(), 1, "{outcome:#?}");
+        let with_curve =
+            updates.iter().filter(|html| html.contains("<svg") && html.contains("loss (nats a token)"));
+        assert!(with_curve.count() >= 2, "{updates:#?}");
+        let last = updates.last().unwrap();
+        assert!(last.contains("<svg") && !last.contains("/s"), "{last}");
+        // The value itself is a picture.
+        let shown = kernel.run("run").await.good();
+        assert!(html(shown.of("execute_result").next().unwrap()).contains("<svg"));
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn library_work_stops_within_a_second_and_everything_stays() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run(MODEL).await.good();
+        for work in [
+            "let run = model.finetune(&people, Finetune::lora(8).epochs(50))?;",
+            "let attended = Attend::default().run(&model, &people)?;",
+            "let answers = model.quiz(&people, Quiz::few_shot(5))?;",
+            "let texts = model.generate(&vec![vec![1; 64]; 32], &cluescope::model::Generate { max_new_tokens: 900, stop_at_newline: false })?;",
+        ] {
+            let seconds = kernel.interrupted_after(work, Duration::from_secs(3)).await;
+            assert!(seconds < 1.0, "{work}: stopped after {seconds} s");
+        }
+        let kept = kernel.run("(kept, people.documents.len(), model.name().len(), quick.name().len())").await;
+        assert_eq!(kept.good().result(), "(7, 200, 4, 5)");
+        kernel.stop().await;
+    });
+}
