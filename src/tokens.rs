@@ -298,6 +298,11 @@ impl Tokenizer {
         }
     }
 
+    /// What stands for it in messages: its file, mostly.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.0.vocab_size

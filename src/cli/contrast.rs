@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use cluescope::attention::Aggregation;
-use cluescope::contrast::{Contrasting, contrast_sources, load_model};
+use cluescope::attention::{Aggregation, Heads, Per};
+use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_model};
 use cluescope::corpus::Corpus;
-use cluescope::report::TextPicture;
+use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
+
+use super::attend::Part;
 
 /// Options of `cluescope contrast`.
 #[derive(Debug, clap::Args)]
@@ -28,43 +30,90 @@ pub(crate) struct Args {
     /// A page with every text coloured by signed difference
     #[arg(long)]
     html: Option<PathBuf>,
-    /// Folder for the paper's Figures 2 and 3, one a field
+    /// Folder for the paper's Figures 2 and 3, one a field, and a page of all with their counts
     #[arg(long)]
     figures: Option<PathBuf>,
+    /// A page of all layers and heads of both models, and the first text coloured by the head chosen
+    #[arg(long)]
+    heads_html: Option<PathBuf>,
+    /// Print the first texts in colour
+    #[arg(long, value_name = "TEXTS", default_value_t = 0)]
+    show: usize,
+    /// The fact looked for among the probes' highest weights
+    #[arg(long, default_value = "name")]
+    fact: String,
+    /// Compare and rank by the probes of these facts instead of received attention
+    #[arg(long, value_name = "FACT", num_args = 1..)]
+    guide_probe: Vec<String>,
+    /// Layers of the large model the mean is taken over, such as 3,4; counted from 0
+    #[arg(long, value_delimiter = ',', conflicts_with = "large_heads")]
+    large_layers: Vec<usize>,
+    /// Heads of the large model, as LAYER.HEAD, such as 3.0,3.7
+    #[arg(long, value_delimiter = ',', value_parser = head)]
+    large_heads: Vec<(usize, usize)>,
+    /// Layers of the small model
+    #[arg(long, value_delimiter = ',', conflicts_with = "small_heads")]
+    small_layers: Vec<usize>,
+    /// Heads of the small model
+    #[arg(long, value_delimiter = ',', value_parser = head)]
+    small_heads: Vec<(usize, usize)>,
+    /// Also write each layer or head apart, as large_by and small_by
+    #[arg(long, value_enum)]
+    per: Option<Part>,
     /// Received attention as the published script computes it: 1/(i+1) for every model
     #[arg(long)]
     as_released: bool,
     /// Text read in front of each text and cut away again, such as "Text: "
     #[arg(long, default_value = "")]
     prefix: String,
+    /// Cap of the drop probability that the pages show
+    #[arg(long, default_value_t = 0.6)]
+    alpha: f64,
+    /// How fast the drop probability that the pages show rises with rank
+    #[arg(long, default_value_t = 0.05)]
+    beta: f64,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
 }
 
+/// `LAYER.HEAD`.
+fn head(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once('.').and_then(|(l, h)| Some((l.parse().ok()?, h.parse().ok()?)));
+    numbers.ok_or_else(|| "LAYER.HEAD expected, such as 3.0".into())
+}
+
+fn chosen(layers: &[usize], heads: &[(usize, usize)]) -> Heads {
+    match (layers, heads) {
+        ([], []) => Heads::All,
+        ([], heads) => Heads::Heads(heads.into()),
+        (layers, _) => Heads::Layers(layers.into()),
+    }
+}
+
 /// Measures, compares, writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     super::use_threads(args.threads)?;
-    let corpus = Corpus::read(&args.corpus)?;
-    let aggregation = if args.as_released { Aggregation::AsReleased } else { Aggregation::Paper };
-    let mut options = Contrasting::new()
-        .aggregation(aggregation)
-        .prefix(args.prefix.as_str())
-        .command(super::command_line());
-    if let Some(third) = &args.onto {
-        options = options.onto(load_model(third)?.tokenizer());
+    // What is wrong with an option is said before the hours a large model may take.
+    if !(0.0..=1.0).contains(&args.alpha) {
+        return Err(cluescope::Error::option("--alpha", args.alpha, "a probability, 0 to 1").into());
     }
-    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options)?;
+    if !(args.beta >= 0.0 && args.beta.is_finite()) {
+        return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
+    }
+    let corpus = Corpus::read(&args.corpus)?;
+    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
+    if let Some(path) = &args.heads_html {
+        heads_page(&contrast, &args.fact)?.write(path)?;
+        println!("{}", path.display());
+    }
+    // The heads measured for the page alone would make the file a hundred times as long.
+    let contrast = if args.per.is_some() { contrast } else { contrast.without_parts() };
     contrast.write(&args.out)?;
     println!("{} texts: {}", contrast.texts.len(), args.out.display());
-    for hit in contrast.probe_hits("name", 10) {
-        println!(
-            "{}: a name token among the probe's top 10 in {} (small), {} (large), {} (difference) of {} texts",
-            hit.field, hit.small, hit.large, hit.difference, hit.texts
-        );
-    }
+    let picture = TextPicture::of(&contrast).dropout(args.alpha, args.beta);
     if let Some(path) = &args.html {
-        TextPicture::of(&contrast).write(path)?;
+        picture.write(path)?;
         println!("{}", path.display());
     }
     if let Some(folder) = &args.figures {
@@ -72,5 +121,53 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             println!("{}", path.display());
         }
     }
+    let hits = contrast.probe_hits(&args.fact, 10);
+    if !hits.is_empty() {
+        println!("\n{}", hits_table(&hits, &args.fact, 10));
+    }
+    if args.show > 0 {
+        println!("{}", picture.first(args.show).terminal(Colours::of_stdout()));
+    }
     Ok(())
+}
+
+fn options(args: &Args) -> anyhow::Result<Contrasting> {
+    let aggregation = if args.as_released { Aggregation::AsReleased } else { Aggregation::Paper };
+    let per = match args.per {
+        Some(Part::Layer) if args.heads_html.is_some() => {
+            let expected = "head, or nothing, together with --heads-html";
+            return Err(cluescope::Error::option("--per", "layer", expected).into());
+        }
+        Some(Part::Layer) => Per::Layer,
+        None if args.heads_html.is_none() => Per::Mean,
+        None => Per::Head,
+        Some(Part::Head) => Per::Head,
+    };
+    let mut options = Contrasting::new()
+        .aggregation(aggregation)
+        .heads(chosen(&args.large_layers, &args.large_heads), chosen(&args.small_layers, &args.small_heads))
+        .per(per)
+        .prefix(args.prefix.as_str())
+        .command(super::command_line());
+    if !args.guide_probe.is_empty() {
+        options = options.guide(Guide::Probe(args.guide_probe.clone()));
+    }
+    if let Some(third) = &args.onto {
+        options = options.onto(load_model(third)?.tokenizer());
+    }
+    Ok(options)
+}
+
+/// Both models' heads, and the first text with the fact below each.
+fn heads_page(contrast: &Contrast, fact: &str) -> anyhow::Result<Page> {
+    let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == fact));
+    let text = marked.ok_or_else(|| {
+        cluescope::Error::option("--fact", fact, "a fact marked in at least one text, for --heads-html")
+    })?;
+    let mut page = Page::new("Where the heads look").provenance(contrast.provenance.clone());
+    for (role, attended) in [("small", contrast.of_small()), ("large", contrast.of_large())] {
+        let picture = HeadsPicture::new(&attended, &text.id, fact)?;
+        page = page.section(Section::new(format!("The {role} model")).picture(picture.fragment()));
+    }
+    Ok(page)
 }

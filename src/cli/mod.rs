@@ -136,8 +136,34 @@ fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
     }
 }
 
-/// What the user typed, for provenance; the program's path is left out.
+/// What the user typed, for provenance; the program's path is left out, and a word that a shell would split is quoted.
 fn command_line() -> String {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    format!("cluescope {}", words.join(" "))
+    std::env::args().skip(1).fold("cluescope".into(), |line, word| line + " " + &quoted(&word))
+}
+
+/// `word` as a POSIX shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@+%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        for (word, want) in [
+            ("--prefix", "--prefix"),
+            ("", "''"),
+            ("Text: ", "'Text: '"),
+            ("it's", "'it'\\''s'"),
+            ("a/b@c.gguf", "a/b@c.gguf"),
+        ] {
+            assert_eq!(quoted(word), want);
+        }
+    }
 }

@@ -16,12 +16,11 @@ use super::align::align;
 use super::options::{Contrasting, Guide};
 use super::pair::ModelPair;
 use super::rank::{GuideText, rank_descending};
-use crate::attention::{Attended, AttendedText, ProbeRow, probe_position};
+use super::sides::{Side, provenance, token_by_token};
+use crate::attention::{Attended, AttendedText, Per, ProbeRow, probe_position};
 use crate::corpus::{Corpus, Document, Span};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::provenance::Provenance;
-use crate::tokens::Tokenizer;
 
 /// The attention of two models compared, one entry a text, in corpus order.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +33,12 @@ pub struct Contrast {
     pub aligned: bool,
     /// What was read in front of every text.
     pub prefix: String,
+    /// Whether layers or heads were kept apart.
+    pub per: Per,
+    /// Layers of the large model, and heads of each.
+    pub large_shape: (usize, usize),
+    /// Layers of the small model, and heads of each.
+    pub small_shape: (usize, usize),
     /// One entry a text.
     pub texts: Vec<ContrastText>,
     /// Models, options and command.
@@ -84,13 +89,19 @@ pub struct ProbeContrast {
     pub small: Vec<f32>,
     /// `large − small`.
     pub difference: Vec<f32>,
+    /// The large model's layers or heads apart, as in [`ContrastText::large_by`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub large_by: Vec<Vec<f32>>,
+    /// The small model's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub small_by: Vec<Vec<f32>>,
 }
 
 impl ModelPair {
     /// Compares the two models' attention on every document, with the paper's definitions.
     ///
     /// # Errors
-    /// As [`Model::attend`].
+    /// As [`Model::attend`](crate::model::Model::attend).
     pub fn contrast(&self, corpus: &Corpus) -> Result<Contrast> {
         self.contrast_with(corpus, &Contrasting::new())
     }
@@ -98,7 +109,7 @@ impl ModelPair {
     /// As [`ModelPair::contrast`], with options.
     ///
     /// # Errors
-    /// As [`Model::attend`].
+    /// As [`Model::attend`](crate::model::Model::attend); [`Error::Option`] for a guiding probe that a text does not have.
     pub fn contrast_with(&self, corpus: &Corpus, options: &Contrasting) -> Result<Contrast> {
         let small =
             Side::measure(&self.small, &corpus.documents, &options.attend_with(&options.small_heads))?;
@@ -108,31 +119,14 @@ impl ModelPair {
     }
 }
 
-/// What remains of a model once its attention is measured.
-pub(super) struct Side {
-    attended: Attended,
-    tokenizer: Tokenizer,
-}
-
-impl Side {
-    pub(super) fn measure(
-        model: &Model,
-        documents: &[Document],
-        options: &crate::attention::Attend,
-    ) -> Result<Self> {
-        let attended = model.attend(documents, options)?;
-        Ok(Side { attended, tokenizer: model.tokenizer().clone() })
-    }
-}
-
 pub(super) fn between(
     documents: &[Document],
     large: &Side,
     small: &Side,
     options: &Contrasting,
 ) -> Result<Contrast> {
+    let aligned = !token_by_token(documents, large, small, options.onto.as_ref())?;
     let target = options.onto.as_ref().unwrap_or(&small.tokenizer);
-    let aligned = [large, small].iter().any(|side| side.tokenizer.hash() != target.hash());
     let mut texts = Vec::with_capacity(documents.len());
     for (number, document) in documents.iter().enumerate() {
         let (large, small) = (&large.attended.texts[number], &small.attended.texts[number]);
@@ -143,33 +137,18 @@ pub(super) fn between(
             (small.ids.clone(), small.offsets.clone())
         };
         let on = Target { offsets: &offsets, aligned };
-        texts.push(on.compare(document, ids, large, small, &options.guide));
+        texts.push(on.compare(document, ids, large, small, &options.guide)?);
     }
-    let mut provenance = Provenance::new(&options.command);
-    for (role, side) in [("large", large), ("small", small)] {
-        provenance.models.extend(side.attended.provenance.models.clone());
-        provenance = provenance.option(role, &side.attended.model);
-        for (name, value) in &side.attended.provenance.options {
-            let name = if matches!(name.as_str(), "heads" | "context") {
-                format!("{name}_{role}")
-            } else {
-                name.clone()
-            };
-            provenance = provenance.option(name, value);
-        }
-    }
-    provenance = provenance.option("guide", options.guide.describe());
-    provenance = provenance.option(
-        "tokens",
-        if aligned { format!("aligned to {}", target.hash()) } else { "the models'".into() },
-    );
     Ok(Contrast {
         large: large.attended.model.clone(),
         small: small.attended.model.clone(),
         aligned,
         prefix: options.attend.prefix_text().into(),
+        per: small.attended.per,
+        large_shape: (large.attended.layers, large.attended.heads),
+        small_shape: (small.attended.layers, small.attended.heads),
         texts,
-        provenance,
+        provenance: provenance(large, small, options, aligned),
     })
 }
 
@@ -200,7 +179,7 @@ impl Target<'_> {
         large: &AttendedText,
         small: &AttendedText,
         guide: &Guide,
-    ) -> ContrastText {
+    ) -> Result<ContrastText> {
         let mut probe = BTreeMap::new();
         for (field, of_small) in &small.probe {
             let Some(of_large) = large.probe.get(field) else { continue };
@@ -211,22 +190,41 @@ impl Target<'_> {
                 Some(of_small.position)
             };
             let Some(position) = position else { continue };
-            let row = |text: &AttendedText, row: &ProbeRow| self.lay_row(text, &row.weights, position);
-            let (large, small) = (row(large, of_large), row(small, of_small));
-            let difference = minus(&large, &small);
-            probe.insert(field.clone(), ProbeContrast { position, large, small, difference });
+            let lay = |text: &AttendedText, row: &[f32]| self.lay_row(text, row, position);
+            let by = |text: &AttendedText, probe: &ProbeRow| {
+                probe.weights_by.iter().map(|row| lay(text, row)).collect::<Vec<_>>()
+            };
+            let (of_both, large_by, small_by) = (
+                (lay(large, &of_large.weights), lay(small, &of_small.weights)),
+                by(large, of_large),
+                by(small, of_small),
+            );
+            let difference = minus(&of_both.0, &of_both.1);
+            let (large, small) = of_both;
+            probe.insert(
+                field.clone(),
+                ProbeContrast { position, large, small, difference, large_by, small_by },
+            );
         }
         let (of_large, of_small) = match guide {
             Guide::Received => (self.lay(large, &large.received), self.lay(small, &small.received)),
             Guide::Probe(fields) => {
                 let rows: Vec<&ProbeContrast> = fields.iter().filter_map(|f| probe.get(f)).collect();
+                if rows.is_empty() {
+                    // Scores of zero would rank its tokens by their place, unnoticed.
+                    let expected = format!(
+                        "text {:?} has no such probe: the fact is not marked in it, or no token stands before it; leave the text out or follow another guide",
+                        document.id
+                    );
+                    return Err(Error::option("guide", guide.describe(), expected));
+                }
                 let mean = |of: fn(&ProbeContrast) -> &[f32]| mean_rows(&rows, of, self.offsets.len());
                 (mean(|p| &p.large), mean(|p| &p.small))
             }
         };
         let difference = minus(&of_large, &of_small);
         let apart = |text: &AttendedText| text.received_by.iter().map(|row| self.lay(text, row)).collect();
-        ContrastText {
+        Ok(ContrastText {
             id: document.id.clone(),
             text: document.text.clone(),
             spans: document.spans.clone(),
@@ -239,7 +237,7 @@ impl Target<'_> {
             probe,
             large_by: apart(large),
             small_by: apart(small),
-        }
+        })
     }
 }
 
@@ -253,7 +251,7 @@ fn mean_rows(rows: &[&ProbeContrast], of: fn(&ProbeContrast) -> &[f32], tokens: 
     for row in rows {
         sum.iter_mut().zip(of(row)).for_each(|(s, &v)| *s += f64::from(v));
     }
-    sum.iter().map(|s| (s / rows.len().max(1) as f64) as f32).collect()
+    sum.iter().map(|s| (s / rows.len() as f64) as f32).collect()
 }
 
 impl Contrast {

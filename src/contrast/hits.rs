@@ -38,7 +38,7 @@ pub struct ProbeHits {
     pub field: String,
     /// Texts with this probe and with the kind of token looked for.
     pub texts: usize,
-    /// Texts with a hit, in the small model.
+    /// Texts with a hit, in the small model; the text's first token is no hit.
     pub small: usize,
     /// In the large model.
     pub large: usize,
@@ -46,6 +46,41 @@ pub struct ProbeHits {
     pub difference: usize,
     /// Texts with a hit to be expected of a random order of the tokens; counts mean little near it.
     pub chance: f64,
+    /// The same where the text's first token may be a hit.
+    pub with_first: Tally,
+}
+
+/// Texts with a hit, where the text's first token may be one.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Tally {
+    /// Texts with this probe and with the kind of token looked for.
+    pub texts: usize,
+    /// Texts with a hit, in the small model.
+    pub small: usize,
+    /// In the large model.
+    pub large: usize,
+    /// In the difference.
+    pub difference: usize,
+    /// Texts with a hit to be expected of a random order.
+    pub chance: f64,
+}
+
+impl Tally {
+    /// Counts one text's probe, where tokens for which `hit` holds are hits.
+    fn count(&mut self, probe: &ProbeContrast, top: usize, hit: impl Fn(usize) -> bool) {
+        let tokens = probe.position + 1;
+        let hits = (0..tokens).filter(|&i| hit(i)).count();
+        if hits == 0 {
+            return;
+        }
+        self.texts += 1;
+        self.chance += chance(tokens, hits, top);
+        for (count, row) in [&mut self.small, &mut self.large, &mut self.difference].into_iter().zip(Row::ALL)
+        {
+            let rank = rank_descending(row.of(probe));
+            *count += usize::from((0..rank.len()).any(|i| rank[i] < top && hit(i)));
+        }
+    }
 }
 
 /// The probability that at least one of `hits` tokens is among the first `top` of `tokens` in random order.
@@ -60,40 +95,34 @@ pub(crate) fn is_kind(offset: (usize, usize), spans: &[Span], field: &str) -> bo
 }
 
 impl Contrast {
-    /// For each field's probe, in how many texts a token of `kind` (such as `name`) has one of the `top`
-    /// highest weights. The first token a model reads keeps its place in the ranking but is no hit, since
-    /// it draws attention whatever it is; with a prefix that token is cut away, and every token left can
-    /// be a hit.
+    /// For each field's probe, in how many texts a token of `kind` (such as `name`) has one of the `top` highest weights.
+    ///
+    /// A text's first token keeps its place in the ranking but is no hit: without a start token it is the first a model
+    /// reads and draws attention whatever it is. With a prefix it is a word like any other, so the counts are also given
+    /// with it ([`ProbeHits::with_first`]).
     pub fn probe_hits(&self, kind: &str, top: usize) -> Vec<ProbeHits> {
-        let first = usize::from(self.prefix.is_empty());
-        let mut found: BTreeMap<&str, ProbeHits> = BTreeMap::new();
+        let mut found: BTreeMap<&str, (Tally, Tally)> = BTreeMap::new();
         for text in &self.texts {
-            for (field, probe) in &text.probe {
-                let of_kind = |i: usize| i >= first && is_kind(text.offsets[i], &text.spans, kind);
-                if field == kind || !(0..=probe.position).any(of_kind) {
-                    continue;
-                }
-                let empty = ProbeHits {
-                    field: field.clone(),
-                    texts: 0,
-                    small: 0,
-                    large: 0,
-                    difference: 0,
-                    chance: 0.0,
-                };
-                let hits = found.entry(field).or_insert(empty);
-                hits.texts += 1;
-                let tokens = probe.position + 1;
-                hits.chance += chance(tokens, (0..tokens).filter(|&i| of_kind(i)).count(), top);
-                for (count, row) in
-                    [&mut hits.small, &mut hits.large, &mut hits.difference].into_iter().zip(Row::ALL)
-                {
-                    let rank = rank_descending(row.of(probe));
-                    *count += usize::from((0..rank.len()).any(|i| rank[i] < top && of_kind(i)));
-                }
+            for (field, probe) in text.probe.iter().filter(|(field, _)| *field != kind) {
+                let of_kind = |i: usize| is_kind(text.offsets[i], &text.spans, kind);
+                let (strict, with_first) = found.entry(field).or_default();
+                strict.count(probe, top, |i| i > 0 && of_kind(i));
+                with_first.count(probe, top, of_kind);
             }
         }
-        let mut hits: Vec<ProbeHits> = found.into_values().collect();
+        let mut hits: Vec<ProbeHits> = found
+            .into_iter()
+            .filter(|(_, (_, with_first))| with_first.texts > 0)
+            .map(|(field, (Tally { texts, small, large, difference, chance }, with_first))| ProbeHits {
+                field: field.into(),
+                texts,
+                small,
+                large,
+                difference,
+                chance,
+                with_first,
+            })
+            .collect();
         hits.sort_by_key(|h| self.texts.iter().find_map(|t| place(t, &h.field)));
         hits
     }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::difference::{Contrast, Side, between};
+use super::difference::{Contrast, between};
+use super::memory::both_fit;
 use super::options::Contrasting;
 use super::pair::{ModelPair, known_pair};
+use super::sides::Side;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -14,9 +16,13 @@ impl ModelPair {
     /// no network.
     ///
     /// # Errors
-    /// [`Error::Option`] for an unknown name, and what [`load_model`] reports.
+    /// [`Error::Option`] for an unknown name, [`Error::Stopped`] when the two do not fit into memory together, and what
+    /// [`load_model`] reports.
     pub fn load(name: &str) -> Result<Self> {
         let pair = known_pair(name)?;
+        if pair.name != "nano" {
+            both_fit(&pair)?;
+        }
         Ok(ModelPair::new(load_model(pair.small)?, load_model(pair.large)?))
     }
 }

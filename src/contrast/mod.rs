@@ -15,14 +15,16 @@ mod difference;
 mod guide_file;
 mod hits;
 mod load;
+mod memory;
 mod options;
 mod pair;
 mod rank;
+mod sides;
 mod store;
 
 pub use align::align;
 pub use difference::{Contrast, ContrastText, ProbeContrast};
-pub use hits::{ProbeHits, Row};
+pub use hits::{ProbeHits, Row, Tally};
 pub use load::{contrast_sources, load_model};
 pub use options::{Contrasting, Guide};
 pub use pair::{KNOWN_PAIRS, KnownPair, ModelPair, known_pair};

@@ -9,8 +9,8 @@ pub enum Guide {
     /// Received attention (paper, section 3).
     #[default]
     Received,
-    /// The mean of the probe rows of these fields, in the texts where they are marked. Tokens after a probe
-    /// weigh 0 in its row.
+    /// The mean of the probe rows of these fields, of those marked in a text; a text that has none of them is refused.
+    /// Tokens after a probe weigh 0 in its row.
     Probe(Vec<String>),
 }
 

@@ -63,8 +63,8 @@ impl ModelPair {
         ModelPair { small, large }
     }
 
-    /// True when both split every text into the same tokens, so that attention can be compared token by
-    /// token.
+    /// True when both have one and the same tokenizer, so that attention is compared token by token whatever the text. Two
+    /// files of one tokenizer may differ in form: what was decided for a corpus is [`Contrast::aligned`](super::Contrast::aligned).
     pub fn same_tokenizer(&self) -> bool {
         self.small.tokenizer().hash() == self.large.tokenizer().hash()
     }

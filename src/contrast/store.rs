@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::difference::{Contrast, ContrastText};
+use crate::attention::Per;
 use crate::corpus::Document;
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_atomic};
@@ -73,15 +74,63 @@ impl Contrast {
         }
         let provenance = provenance.ok_or_else(|| Error::format(path, "", "no text in this file"))?;
         let option = |name: &str| provenance.options.get(name).cloned().unwrap_or_default();
+        let shape = |name: &str| {
+            let value = option(name);
+            let numbers = value.split_once('x').and_then(|(l, h)| Some((l.parse().ok()?, h.parse().ok()?)));
+            numbers.ok_or_else(|| {
+                let message = format!("provenance option {name} is {value:?}; LAYERSxHEADS expected");
+                Error::format(path, "line 1", message)
+            })
+        };
+        let per = option("per");
+        let per =
+            [Per::Mean, Per::Layer, Per::Head].into_iter().find(|p| p.name() == per).ok_or_else(|| {
+                Error::format(
+                    path,
+                    "line 1",
+                    format!("provenance option per is {per:?}; mean, layer or head expected"),
+                )
+            })?;
+        let (large_shape, small_shape) = (shape("shape_large")?, shape("shape_small")?);
+        let groups = |(layers, heads): (usize, usize)| match per {
+            Per::Mean => 0,
+            Per::Layer => layers,
+            Per::Head => layers.saturating_mul(heads),
+        };
+        for (number, text) in texts.iter().enumerate() {
+            check_apart(text, groups(large_shape), groups(small_shape))
+                .map_err(|message| Error::format(path, format!("line {}", number + 1), message))?;
+        }
         Ok(Contrast {
             large: option("large"),
             small: option("small"),
             aligned: option("tokens").starts_with("aligned"),
             prefix: option("prefix"),
+            per,
+            large_shape,
+            small_shape,
             texts,
             provenance,
         })
     }
+}
+
+/// Refuses layers or heads that are not all there, or not of the length of what they are parts of.
+fn check_apart(text: &ContrastText, large: usize, small: usize) -> Result<(), String> {
+    let whole = |name: &str, by: &[Vec<f32>], groups: usize, length: usize| {
+        let fits = by.len() == groups && by.iter().all(|row| row.len() == length);
+        if fits { Ok(()) } else { Err(format!("{name}: {groups} rows of {length} numbers expected")) }
+    };
+    // An empty text has nothing that a model could be run on.
+    if !text.ids.is_empty() {
+        whole("large_by", &text.large_by, large, text.ids.len())?;
+        whole("small_by", &text.small_by, small, text.ids.len())?;
+    }
+    for (field, probe) in &text.probe {
+        whole(&format!("probe {field}, large_by"), &probe.large_by, large, probe.position + 1)?;
+        whole(&format!("probe {field}, small_by"), &probe.small_by, small, probe.position + 1)?;
+    }
+    Ok(())
 }
 
 /// Refuses what would make later steps count past an end.
@@ -99,8 +148,9 @@ fn check(text: &ContrastText, characters: usize) -> Result<(), String> {
             "a token lies outside the text of {characters} characters; is this the same corpus?"
         ));
     }
-    if text.rank.iter().any(|&r| r >= tokens) {
-        return Err(format!("ranks run from 0 to {}", tokens.saturating_sub(1)));
+    let mut seen = vec![false; tokens];
+    if !text.rank.iter().all(|&r| r < tokens && !std::mem::replace(&mut seen[r], true)) {
+        return Err(format!("ranks must be 0 to {}, each once", tokens.saturating_sub(1)));
     }
     for (field, probe) in &text.probe {
         let rows = [&probe.large, &probe.small, &probe.difference];

@@ -2,10 +2,13 @@
 
 use super::screen::{Rich, show};
 use crate::attention::Attended;
+use crate::augment::Plan;
 use crate::contrast::Contrast;
 use crate::corpus::Corpus;
 use crate::evaluate::{QuizResult, Scores};
-use crate::report::{FactsPicture, HeadsPicture, LineChart, ProbeFigure, Table, TextPicture};
+use crate::report::{
+    Colours, FactsPicture, HeadsPicture, LineChart, PlanPicture, ProbeFigure, Table, TextPicture,
+};
 use crate::train::Run;
 
 /// Texts shown below a cell; a picture written to a file shows all.
@@ -36,24 +39,35 @@ impl Corpus {
 impl TextPicture {
     /// Shows the picture.
     pub fn evcxr_display(&self) {
-        show(&Rich::html(self.fragment()).text(self.terminal()));
+        show(&Rich::html(self.fragment()).text(self.terminal(Colours::None)));
+    }
+}
+
+impl Plan {
+    /// Shows the texts coloured by drop probability, and the probability over rank.
+    pub fn evcxr_display(&self) {
+        PlanPicture::of(self).first(TEXTS).evcxr_display();
+    }
+}
+
+impl PlanPicture {
+    /// Shows the picture.
+    pub fn evcxr_display(&self) {
+        show(&Rich::html(self.fragment()).text(self.terminal(Colours::None)));
     }
 }
 
 impl HeadsPicture {
     /// Shows the picture.
     pub fn evcxr_display(&self) {
-        show(
-            &Rich::html(self.fragment())
-                .text("heads of a model; open the picture in a notebook or a browser"),
-        );
+        show(&Rich::html(self.fragment()).text(self.terminal()));
     }
 }
 
 impl ProbeFigure {
     /// Shows the figure.
     pub fn evcxr_display(&self) {
-        show(&Rich::html(self.svg()).text(self.table()));
+        show(&Rich::html(self.fragment()).text(self.table().to_string()));
     }
 }
 

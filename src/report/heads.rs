@@ -4,7 +4,8 @@
 //! (such as the name), mean over the texts; the text below is coloured by the head chosen.
 
 use super::html::escape;
-use super::picture::{SCRIPT, STYLE, page, short, title_name};
+use super::picture::{SCRIPT, STYLE, page, short, tame, title_name};
+use super::table::Table;
 use super::text_picture::footer;
 use crate::attention::{Attended, AttendedText, Per};
 use crate::error::{Error, Result};
@@ -124,6 +125,30 @@ impl HeadsPicture {
             "<footer>{}</footer>\n<script>{SCRIPT}{CHOOSE}</script></div>\n",
             escape(&self.footer)
         ));
+        out
+    }
+
+    /// Heads that a terminal lists.
+    const STRONGEST: usize = 10;
+
+    /// The heads that attend most to the chosen kind, for each measure, as text.
+    pub fn terminal(&self) -> String {
+        let mut out =
+            tame(&format!("Heads of {}: share of attention on tokens of {}\n", self.model, self.kind));
+        for view in &self.views {
+            let mut order: Vec<usize> = (0..view.share.len()).collect();
+            order.sort_by(|&a, &b| view.share[b].total_cmp(&view.share[a]));
+            let rows = order.into_iter().take(Self::STRONGEST).map(|head| {
+                let heads = self.heads.max(1);
+                vec![
+                    (head / heads).to_string(),
+                    (head % heads).to_string(),
+                    format!("{} %", short(view.share[head] * 100.0)),
+                ]
+            });
+            let columns = ["layer", "head", "share"].map(String::from).into();
+            out.push_str(&format!("\n{}", Table::of(columns, rows.collect()).caption(tame(&view.name))));
+        }
         out
     }
 

@@ -1,4 +1,4 @@
-//! One self-contained HTML page: no script, no network, light and dark, readable on paper and by a screen reader.
+//! One self-contained HTML page: no network, no script but that of pictures on it, light and dark, readable on paper and by a screen reader.
 
 use std::path::Path;
 
@@ -27,12 +27,14 @@ pub struct Page {
 pub struct Section {
     title: String,
     body: String,
+    /// Whether a picture on it brings a script.
+    scripted: bool,
 }
 
 impl Section {
     /// An empty section.
     pub fn new(title: impl Into<String>) -> Self {
-        Section { title: title.into(), body: String::new() }
+        Section { title: title.into(), body: String::new(), scripted: false }
     }
 
     /// Adds a paragraph of plain text.
@@ -59,10 +61,18 @@ impl Section {
 
     /// Adds what `fill` makes, folded away under `summary`.
     pub fn details(mut self, summary: impl AsRef<str>, fill: impl FnOnce(Section) -> Section) -> Self {
-        let inside = fill(Section::new("")).body;
+        let inside = fill(Section::new(""));
+        self.scripted |= inside.scripted;
         self.body +=
-            &format!("<details><summary>{}</summary>\n{inside}</details>\n", escape(summary.as_ref()));
+            &format!("<details><summary>{}</summary>\n{}</details>\n", escape(summary.as_ref()), inside.body);
         self
+    }
+
+    /// Adds the fragment of a picture, such as [`TextPicture::fragment`](super::TextPicture::fragment), and lets the script
+    /// in it run: without it a picture has the browser's own tooltips and no keys.
+    pub fn picture(mut self, fragment: impl AsRef<str>) -> Self {
+        self.scripted = true;
+        self.raw(fragment)
     }
 
     /// Adds HTML as it is: only for markup made by this library, whose texts are escaped.
@@ -101,10 +111,12 @@ impl Page {
         let mut out = format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:{script}\">\n\
              <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
              <a class=\"skip\" href=\"#main\">Skip to content</a>\n<header><h1>{title}</h1>\n",
-            title = escape(&self.title)
+            title = escape(&self.title),
+            script =
+                if self.sections.iter().any(|s| s.scripted) { "; script-src 'unsafe-inline'" } else { "" }
         );
         if !self.lead.is_empty() {
             out += &format!("<p class=\"lead\">{}</p>\n", escape(&self.lead));

@@ -23,6 +23,12 @@ font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;max-width:60rem;marg
 .cs .p{--c:var(--pos);border-bottom:2px solid color-mix(in srgb,var(--fg) calc(var(--w)*.6%),transparent)}
 .cs .n{--c:var(--neg)}
 .cs .tx .on{outline:2px solid var(--fg);outline-offset:-1px}
+.cs .scroll{overflow-x:auto;margin:.4rem 0}
+.cs table{border-collapse:collapse;font-size:.85rem}
+.cs caption{text-align:left;color:var(--soft)}
+.cs th,.cs td{padding:.15rem .6rem;border-bottom:1px solid var(--line);text-align:left;font-weight:normal}
+.cs thead th{font-weight:600}
+.cs td.n,.cs th.n{text-align:right}
 .cs .tip{position:fixed;z-index:9;left:0;top:0;max-width:min(24rem,92vw);padding:.4rem .6rem;background:var(--tip);color:var(--fg);border:1px solid var(--soft);border-radius:4px;
 box-shadow:0 2px 8px #0005;font-size:.85rem;line-height:1.45;white-space:pre-line;overflow-wrap:anywhere;pointer-events:none}
 .cs .tip[hidden]{display:none}
@@ -41,14 +47,13 @@ let y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
 tip.style.left=Math.max(4,Math.min(r.left,innerWidth-b.width-8))+'px';tip.style.top=y+'px'};
 let count=0;
 for(const box of root.querySelectorAll('.tx')){
-let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('b')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++;t.setAttribute('role','option')}}return list};
+let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('b')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++}}return list};
 const go=t=>{if(!t)return;t.scrollIntoView({block:'nearest'});show(t);box.setAttribute('aria-activedescendant',t.id)};
-box.tabIndex=0;box.setAttribute('role','listbox');
 box.addEventListener('pointerover',e=>{tokens();const t=e.target.closest('b');if(t)show(t)});
 box.addEventListener('pointerleave',hide);box.addEventListener('blur',hide);
 box.addEventListener('focus',()=>{tokens();if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:list[0])});
 box.addEventListener('keydown',e=>{const all=tokens(),at=on?all.indexOf(on):-1;let to=null;
-const byRank=step=>{const order=all.slice().sort((a,b)=>a.dataset.r-b.dataset.r);return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
+const byRank=step=>{const order=all.slice().sort((a,b)=>(+a.dataset.r||0)-(+b.dataset.r||0));return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
 if(e.key==='ArrowRight')to=all[Math.min(all.length-1,at+1)];else if(e.key==='ArrowLeft')to=all[Math.max(0,at-1)];
 else if(e.key==='ArrowDown')to=byRank(1);else if(e.key==='ArrowUp')to=byRank(-1);
 else if(e.key==='Home')to=all[0];else if(e.key==='End')to=all[all.length-1];else if(e.key==='Escape')return hide();else return;
@@ -67,6 +72,14 @@ pub(super) fn page(title: &str, fragment: &str) -> String {
          </head>\n<body>\n{fragment}\n</body>\n</html>\n",
         escape(title)
     )
+}
+
+/// What stands where texts were left out.
+pub(super) fn more(left_out: usize) -> String {
+    match left_out {
+        0 => String::new(),
+        n => format!("<p>{n} more texts are not shown here; write the picture to a file to see all.</p>\n"),
+    }
 }
 
 /// A token's text with every character visible: blanks, line breaks, controls and what changes the

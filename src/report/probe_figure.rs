@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::html::escape;
-use super::picture::{tame, title_name, visible};
+use super::picture::{STYLE as FRAME, tame, title_name, visible};
+use super::text_picture::footer;
+use super::{Page, Section, Table};
 use crate::contrast::{Contrast, ContrastText, Row, rank_descending};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::provenance::{Provenance, content_hash};
 
 /// Ranks shown.
 const RANKS: usize = 10;
@@ -57,6 +60,8 @@ pub struct ProbeFigure {
     pub kinds: Vec<Kind>,
     /// `counts[rank][kind]`: texts in which a token of this kind holds this rank.
     pub counts: Vec<Vec<usize>>,
+    /// Models, options and command.
+    pub provenance: Provenance,
 }
 
 fn kind_of(text: &ContrastText, token: usize) -> Kind {
@@ -130,7 +135,15 @@ impl ProbeFigure {
                 format!("{} minus {}", title_name(&contrast.large), title_name(&contrast.small))
             }
         };
-        Ok(ProbeFigure { field: field.into(), row, models, texts, kinds, counts })
+        Ok(ProbeFigure {
+            field: field.into(),
+            row,
+            models,
+            texts,
+            kinds,
+            counts,
+            provenance: contrast.provenance.clone(),
+        })
     }
 
     /// The figure as SVG; needs no network and adapts to dark surroundings.
@@ -140,15 +153,19 @@ impl ProbeFigure {
         let legend = left + step * RANKS as f64 + 16.0;
         let width = legend + 150.0;
         let full = (bottom + 56.0).max(top + 20.0 * self.kinds.len() as f64 + 16.0);
-        let title = tame(&format!("Probe of {}: {}", self.field, self.models));
+        let title = self.title();
+        // Figures of one page must not share the names of their patterns.
+        let number = content_hash([title.as_str()]);
         let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {full}\" width=\"{width}\" style=\"max-width:100%;height:auto\" role=\"img\" aria-label=\"{}\">\n\
-             <title>{}</title>\n<desc>{}</desc>\n<style>{STYLE}</style>\n{PATTERN}\n\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"cs-fig\" viewBox=\"0 0 {width} {full}\" width=\"{width}\" style=\"max-width:100%;height:auto\" role=\"img\" aria-label=\"{}\">\n\
+             <title>{}</title>\n<desc>{}</desc>\n<metadata>{}</metadata>\n<style>{STYLE}</style>\n{}\n\
              <rect class=\"ground\" width=\"{width}\" height=\"{full}\"/>\n\
              <text x=\"{left}\" y=\"22\" class=\"head\">{}</text>\n<text x=\"{left}\" y=\"42\" class=\"soft\">kind of token at each rank, {} texts</text>\n",
             escape(&title),
             escape(&title),
             escape(&self.words()),
+            escape(&tame(&footer(&self.provenance))),
+            patterns(&number),
             escape(&title),
             self.texts
         );
@@ -164,15 +181,14 @@ impl ProbeFigure {
         for (rank, row) in self.counts.iter().enumerate() {
             let x = left + step * rank as f64 + (step - bar) / 2.0;
             let mut y = bottom;
-            for (number, (kind, &count)) in
-                self.kinds.iter().zip(row).enumerate().filter(|(_, (_, c))| **c > 0)
+            for (part, (kind, &count)) in self.kinds.iter().zip(row).enumerate().filter(|(_, (_, c))| **c > 0)
             {
                 let tall = height * count as f64 / self.texts as f64;
                 y -= tall;
                 let label = kind.label();
                 out.push_str(&format!(
                     "<rect x=\"{x}\" y=\"{y:.2}\" width=\"{bar}\" height=\"{tall:.2}\" class=\"part\" fill=\"{}\"><title>rank {}: {} in {count} of {} texts</title></rect>\n",
-                    self.colour(number),
+                    self.colour(part, &number),
                     rank + 1,
                     escape(&label),
                     self.texts
@@ -182,7 +198,7 @@ impl ProbeFigure {
                         "<text x=\"{}\" y=\"{:.2}\" class=\"in\" fill=\"{}\">{}</text>\n",
                         x + bar / 2.0,
                         y + tall / 2.0 + 3.5,
-                        ink(self.colour(number)),
+                        self.ink(part),
                         escape(&clip(&label, 8))
                     ));
                 }
@@ -201,11 +217,11 @@ impl ProbeFigure {
             if self.row == Row::Difference { " difference" } else { "" }
         ));
         // The legend runs from the top of the bars down, as the eye meets the colours.
-        for (line, (number, kind)) in self.kinds.iter().enumerate().rev().enumerate() {
+        for (line, (part, kind)) in self.kinds.iter().enumerate().rev().enumerate() {
             let y = top + 20.0 * line as f64;
             out.push_str(&format!(
                 "<rect x=\"{legend}\" y=\"{y}\" width=\"14\" height=\"14\" class=\"part\" fill=\"{}\"/><text x=\"{}\" y=\"{}\" class=\"word\">{}</text>\n",
-                self.colour(number),
+                self.colour(part, &number),
                 legend + 20.0,
                 y + 11.5,
                 escape(&clip(&kind.label(), 18))
@@ -215,19 +231,31 @@ impl ProbeFigure {
         out
     }
 
-    /// The counts as a table, one line a rank, for reading aloud and for spreadsheets (tab-separated).
-    pub fn table(&self) -> String {
-        let mut out = String::from("rank");
-        for kind in &self.kinds {
-            out.push('\t');
-            out.push_str(&kind.label());
-        }
-        for (rank, row) in self.counts.iter().enumerate() {
-            out.push_str(&format!("\n{}", rank + 1));
-            row.iter().for_each(|count| out.push_str(&format!("\t{count}")));
-        }
-        out.push('\n');
-        out
+    /// The figure with its counts folded away below it, as a part of a page; needs no network.
+    pub fn fragment(&self) -> String {
+        format!(
+            "<div class=\"cs\"><style>{FRAME}</style>{}<details><summary>The counts as a table</summary>{}</details>\n<footer>{}</footer></div>\n",
+            self.svg(),
+            self.table().html(),
+            escape(&footer(&self.provenance))
+        )
+    }
+
+    /// The counts, one row a rank, for reading aloud and for copying out.
+    pub fn table(&self) -> Table {
+        let kinds = self.kinds.iter().map(Kind::label);
+        let rows = self.counts.iter().enumerate().map(|(rank, row)| {
+            [rank + 1].into_iter().chain(row.iter().copied()).map(|count| count.to_string()).collect()
+        });
+        Table::of(["rank".to_string()].into_iter().chain(kinds).collect(), rows.collect()).caption(format!(
+            "{}: texts of {} by kind of token",
+            self.title(),
+            self.texts
+        ))
+    }
+
+    fn title(&self) -> String {
+        tame(&format!("Probe of {}: {}", self.field, self.models))
     }
 
     /// The most frequent kind at each rank, as a sentence.
@@ -239,8 +267,9 @@ impl ProbeFigure {
         ranks.collect::<Vec<_>>().join("; ")
     }
 
-    fn colour(&self, number: usize) -> &'static str {
-        match &self.kinds[number] {
+    /// What part `part` of a bar is filled with; `figure` names the figure's patterns.
+    fn colour(&self, part: usize, figure: &str) -> String {
+        match &self.kinds[part] {
             Kind::Field(field) => match field.as_str() {
                 "name" => "#d55e00",
                 "date" => "#56b4e9",
@@ -248,35 +277,58 @@ impl ProbeFigure {
                 "university" => "#f0e442",
                 "major" => "#cc79a7",
                 "company" => "#0072b2",
-                _ => FIELDS[number % FIELDS.len()],
-            },
-            Kind::Start => "#333333",
-            Kind::Other => "url(#cs-other)",
+                _ => FIELDS[part % FIELDS.len()],
+            }
+            .into(),
+            Kind::Start => "#333333".into(),
+            Kind::Other => format!("url(#cs-{figure}-other)"),
             Kind::Word(_) => {
                 let first = self.kinds.iter().position(|k| matches!(k, Kind::Word(_))).unwrap_or(0);
-                GREYS[(number - first) % GREYS.len()]
+                format!("url(#cs-{figure}-{})", (part - first) % WORDS)
             }
+        }
+    }
+
+    /// Letters that can be read on part `part`.
+    fn ink(&self, part: usize) -> &'static str {
+        match &self.kinds[part] {
+            Kind::Start => "#ffffff",
+            Kind::Field(_) if self.colour(part, "") == "#0072b2" => "#ffffff",
+            _ => "#1b1f24",
         }
     }
 }
 
 /// Okabe and Ito's palette, for fields the biographies do not have.
 const FIELDS: [&str; 6] = ["#d55e00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#0072b2"];
-/// Words are greys, alternately dark and light so that neighbours differ.
-const GREYS: [&str; 8] =
-    ["#6f7782", "#c5cad1", "#8d949e", "#dfe2e6", "#7e858f", "#d2d6db", "#9ca3ac", "#e9ebee"];
-const PATTERN: &str = "<defs><pattern id=\"cs-other\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\"><rect width=\"6\" height=\"6\" fill=\"#f4f5f7\"/><path d=\"M0 6L6 0\" stroke=\"#9aa1ab\"/></pattern></defs>";
-const STYLE: &str = "text{font:12px system-ui,sans-serif;fill:#1b1f24}.head{font-size:15px;font-weight:600}.soft{fill:#5b6470}.end{text-anchor:end}.mid{text-anchor:middle}\
-.in{font-size:9.5px;text-anchor:middle}.in[fill='#ffffff']{fill:#fff}.grid{stroke:#c9ced6}.part{stroke:#fff;stroke-width:.6}.ground{fill:#fff}\
-@media(prefers-color-scheme:dark){text{fill:#e9ebee}.soft{fill:#a3abb6}.grid{stroke:#3d444d}.part{stroke:#15181c}.ground{fill:#15181c}.in{fill:#1b1f24}}";
 
-/// Letters that can be read on `colour`.
-fn ink(colour: &str) -> &'static str {
-    match colour {
-        "#333333" | "#0072b2" | "#6f7782" | "#7e858f" => "#ffffff",
-        _ => "#1b1f24",
+/// Words are greys told apart by what is drawn on them, since greys alone look alike: plain, hatched both ways, dotted,
+/// barred, each on two grounds. The strokes are pale enough for letters.
+fn patterns(figure: &str) -> String {
+    const GROUNDS: [&str; 2] = ["#c9ced6", "#eceef1"];
+    const DRAWN: [&str; 4] = [
+        "",
+        "<path d=\"M-1 9L9 -1\" stroke=\"#8d949e\"/>",
+        "<circle cx=\"4\" cy=\"4\" r=\"1.2\" fill=\"#7e858f\"/>",
+        "<path d=\"M0 4H8\" stroke=\"#8d949e\"/>",
+    ];
+    let mut out = String::from("<defs>");
+    for number in 0..WORDS {
+        out.push_str(&format!(
+            "<pattern id=\"cs-{figure}-{number}\" width=\"8\" height=\"8\" patternUnits=\"userSpaceOnUse\"><rect width=\"8\" height=\"8\" fill=\"{}\"/>{}</pattern>",
+            GROUNDS[number % 2],
+            DRAWN[number / 2 % 4]
+        ));
     }
+    out.push_str(&format!(
+        "<pattern id=\"cs-{figure}-other\" width=\"8\" height=\"8\" patternUnits=\"userSpaceOnUse\"><rect width=\"8\" height=\"8\" fill=\"#fafbfc\"/><path d=\"M0 0L8 8M0 8L8 0\" stroke=\"#c9ced6\" stroke-width=\".7\"/></pattern>"
+    ));
+    out + "</defs>"
 }
+/// Every rule is bound to these figures: a style within a page holds for the whole page.
+const STYLE: &str = ".cs-fig text{font:12px system-ui,sans-serif;fill:#1b1f24}.cs-fig .head{font-size:15px;font-weight:600}.cs-fig .soft{fill:#5b6470}.cs-fig .end{text-anchor:end}\
+.cs-fig .mid{text-anchor:middle}.cs-fig .in{font-size:9.5px;text-anchor:middle}.cs-fig .in[fill='#ffffff']{fill:#fff}.cs-fig .grid{stroke:#c9ced6}.cs-fig .part{stroke:#fff;stroke-width:.6}.cs-fig .ground{fill:#fff}\
+@media(prefers-color-scheme:dark){.cs-fig text{fill:#e9ebee}.cs-fig .soft{fill:#a3abb6}.cs-fig .grid{stroke:#3d444d}.cs-fig .part{stroke:#15181c}.cs-fig .ground{fill:#15181c}.cs-fig .in{fill:#1b1f24}}";
 
 fn clip(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
@@ -298,23 +350,37 @@ fn field_order(contrast: &Contrast) -> Vec<String> {
 }
 
 impl Contrast {
-    /// Writes Figures 2 and 3 for every recorded probe into `folder`: `probe-FIELD-small.svg`,
-    /// `probe-FIELD-large.svg` and `probe-FIELD-difference.svg`, and returns their paths.
+    /// Writes Figures 2 and 3 for every recorded probe into `folder`: `probe-FIELD-small.svg`, `probe-FIELD-large.svg`
+    /// and `probe-FIELD-difference.svg`, then `probes.html` with all of them and their counts, and returns the paths.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write_figures(&self, folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+        let folder = folder.as_ref();
         let mut written = Vec::new();
+        let mut page = Page::new("What the token before a fact attends to")
+            .lead("For each text the tokens before a fact are ranked by attention; a bar shows what kind of token held that rank, over all texts.")
+            .provenance(self.provenance.clone());
         for field in field_order(self) {
             if !self.texts.iter().any(|t| t.probe.contains_key(&field)) {
                 continue;
             }
+            let mut section = Section::new(format!("Before {}", tame(&field)));
             for (row, name) in Row::ALL.into_iter().zip(["small", "large", "difference"]) {
                 let figure = ProbeFigure::new(self, &field, row)?;
-                let path = folder.as_ref().join(format!("probe-{}-{name}.svg", file_name(&field)));
-                write_atomic(&path, |out| out.write_all(figure.svg().as_bytes()).map_err(Error::io(&path)))?;
+                let path = folder.join(format!("probe-{}-{name}.svg", file_name(&field)));
+                let svg = figure.svg();
+                write_atomic(&path, |out| out.write_all(svg.as_bytes()).map_err(Error::io(&path)))?;
                 written.push(path);
+                section =
+                    section.figure(svg, "").details("The counts as a table", |s| s.table(&figure.table()));
             }
+            page = page.section(section);
+        }
+        if !written.is_empty() {
+            let path = folder.join("probes.html");
+            page.write(&path)?;
+            written.push(path);
         }
         Ok(written)
     }

@@ -55,6 +55,12 @@ impl Table {
         Ok(())
     }
 
+    /// A table of rows made to fit `columns`.
+    pub(super) fn of(columns: Vec<String>, rows: Vec<Vec<String>>) -> Self {
+        debug_assert!(rows.iter().all(|row| row.len() == columns.len()), "one cell a column");
+        Table { columns, rows, ..Table::default() }
+    }
+
     /// All of `frame`, fractions with `decimals` places.
     ///
     /// # Errors

@@ -1,14 +1,11 @@
-//! Attention of whole corpora, contrasts of two models, and their pictures, on small random models.
+//! Attention of whole corpora and contrasts of two models, on small random models.
 
 use std::path::Path;
 
-use cluescope::attention::{Aggregation, Attend, Attended, Cache, Heads, Per, Probes};
-use cluescope::contrast::{
-    Contrast, ContrastText, Contrasting, Guide, ModelPair, Row, known_pair, rank_descending,
-};
+use cluescope::attention::{Aggregation, Attend, Cache, Heads, Per, Probes};
+use cluescope::contrast::{Contrast, Contrasting, Guide, ModelPair, known_pair, rank_descending};
 use cluescope::corpus::{Corpus, Document, Span};
 use cluescope::model::{Batch, Capture, CapturedText, DecoderConfig, Detail, Model, Want};
-use cluescope::report::{HeadsPicture, Kind, ProbeFigure, TextPicture};
 use cluescope::tokens::Tokenizer;
 use polars::prelude::{ParquetReader, SerReader};
 use serde_json::Value;
@@ -30,7 +27,7 @@ fn document(id: &str, marked: &str) -> Document {
     document
 }
 
-fn people() -> Corpus {
+pub(super) fn people() -> Corpus {
     let documents = vec![
         document("Ann", "[name|Ann Øst] was born in [city|Rome]. She worked at [company|the Louvre]."),
         document("Bo", "[name|Bo] was born in [city|Ålesund]."),
@@ -43,13 +40,13 @@ fn people() -> Corpus {
     Corpus { documents, ..Corpus::default() }
 }
 
-fn tokenizer(size: usize) -> Tokenizer {
+pub(super) fn tokenizer(size: usize) -> Tokenizer {
     let texts: Vec<String> = people().documents.iter().map(|d| d.text.repeat(3)).collect();
     Tokenizer::train_bpe(texts.iter().map(String::as_str), size).unwrap()
 }
 
 /// A model with 3 layers of 4 heads, or, when `large`, 4 layers of 6.
-fn model(tokenizer: &Tokenizer, large: bool, context: usize) -> Model {
+pub(super) fn model(tokenizer: &Tokenizer, large: bool, context: usize) -> Model {
     let vocab = tokenizer.vocab_size();
     let config = if large {
         DecoderConfig::llama(vocab, 48, 4, 6, 3, 64, context)
@@ -60,12 +57,12 @@ fn model(tokenizer: &Tokenizer, large: bool, context: usize) -> Model {
     Model::random(name, config, tokenizer.clone(), if large { 2 } else { 1 }).unwrap()
 }
 
-fn pair(context: usize) -> ModelPair {
+pub(super) fn pair(context: usize) -> ModelPair {
     let tokenizer = tokenizer(300);
     ModelPair::new(model(&tokenizer, false, context), model(&tokenizer, true, context))
 }
 
-fn plain() -> Attend {
+pub(super) fn plain() -> Attend {
     Attend::new().cache(Cache::Off)
 }
 
@@ -253,7 +250,7 @@ fn one_head_can_be_seen_whole() {
     }
 }
 
-fn lines(path: &Path) -> Vec<Value> {
+pub(super) fn lines(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
@@ -387,7 +384,7 @@ fn finished_texts_are_remembered_by_content() {
     }
 }
 
-fn contrast() -> Contrast {
+pub(super) fn contrast() -> Contrast {
     pair(256).contrast_with(&people(), &Contrasting::new().cache(Cache::Off)).unwrap()
 }
 
@@ -432,9 +429,12 @@ fn a_contrast_is_large_minus_small_and_survives_a_file() {
     assert_eq!(Contrast::read(&path, &corpus.documents).unwrap(), contrast);
 
     let text = std::fs::read_to_string(&path).unwrap();
+    let rank = &contrast.texts[0].rank;
+    let first_rank = format!("\"rank\":[{},{},", rank[0], rank[1]);
     for (from, to, part) in [
         ("\"id\":\"Bo\"", "\"id\":\"Zo\"", "line 2: id \"Zo\" is not in the corpus"),
         ("\"rank\":[", "\"rank\":[9999,", "line 1: offsets, large"),
+        (&first_rank, "\"rank\":[1,1,", "line 1: ranks must be 0 to"),
         ("\"position\":", "\"position\":9", "line 1: probe"),
         ("{\"id\"", "[{\"id\"", "line 1: not a contrast"),
     ] {
@@ -484,10 +484,14 @@ fn different_tokenizers_meet_on_the_targets_tokens() {
 #[test]
 fn a_probe_or_chosen_heads_can_guide() {
     let pair = pair(256);
-    let corpus = people();
+    let mut corpus = people();
     let options = || Contrasting::new().cache(Cache::Off);
-    let guide = Guide::Probe(vec!["company".into(), "city".into()]);
-    let by_probe = pair.contrast_with(&corpus, &options().probes(Probes::None).guide(guide)).unwrap();
+    let guide = || Guide::Probe(vec!["company".into(), "city".into()]);
+    // A text without a probe would be ranked by position, unnoticed.
+    let message = pair.contrast_with(&corpus, &options().guide(guide())).unwrap_err().to_string();
+    assert!(message.contains("guide = probe company,city") && message.contains("\"Empty\""), "{message}");
+    corpus.documents.remove(2);
+    let by_probe = pair.contrast_with(&corpus, &options().probes(Probes::None).guide(guide())).unwrap();
     let text = &by_probe.texts[0];
     let (company, city) = (&text.probe["company"], &text.probe["city"]);
     for i in 0..text.ids.len() {
@@ -500,11 +504,65 @@ fn a_probe_or_chosen_heads_can_guide() {
         pair.contrast_with(&corpus, &options().heads(heads.clone(), Heads::Layers(vec![0]))).unwrap();
     let large = pair.large.attend(&corpus.documents, &plain().heads(heads)).unwrap();
     let small = pair.small.attend(&corpus.documents, &plain().heads(Heads::Layers(vec![0]))).unwrap();
-    assert_eq!(by_heads.texts[3].large, large.texts[3].received);
-    assert_eq!(by_heads.texts[3].small, small.texts[3].received);
+    assert_eq!(by_heads.texts[2].large, large.texts[2].received);
+    assert_eq!(by_heads.texts[2].small, small.texts[2].received);
     assert_eq!(by_heads.provenance.options["heads_large"], "heads 3.5");
-    let apart = pair.contrast_with(&corpus, &options().per(Per::Head)).unwrap();
-    assert_eq!((apart.texts[0].large_by.len(), apart.texts[0].small_by.len()), (24, 12));
+}
+
+#[test]
+fn layers_and_heads_are_kept_apart_where_asked() {
+    let pair = pair(256);
+    let corpus = people();
+    let options = Contrasting::new().cache(Cache::Off).per(Per::Head);
+    let apart = pair.contrast_with(&corpus, &options).unwrap();
+    assert_eq!((apart.large_shape, apart.small_shape), ((4, 6), (3, 4)));
+    // Each side alone is what its model measures.
+    let measured =
+        |model: &Model| model.attend(&corpus.documents, &plain().per(Per::Head).probes(Probes::All)).unwrap();
+    for (side, model) in [(apart.of_large(), &pair.large), (apart.of_small(), &pair.small)] {
+        let measured = measured(model);
+        assert_eq!(side.texts, measured.texts);
+        assert_eq!((side.layers, side.heads, side.per), (measured.layers, measured.heads, measured.per));
+        assert_eq!((side.model, side.hash), (measured.model, measured.hash));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("apart.jsonl");
+    apart.write(&path).unwrap();
+    assert_eq!(Contrast::read(&path, &corpus.documents).unwrap(), apart);
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (from, to, part) in [
+        ("\"large_by\":[[", "\"large_by\":[[0.5],[", "line 1: probe city, large_by: 24 rows"),
+        ("\"small_by\":[[", "\"small_by\":[[9.0,", "line 1: probe city, small_by: 12 rows"),
+        ("\"shape_small\":\"3x4\"", "\"shape_small\":\"3\"", "shape_small is \"3\""),
+        ("\"per\":\"head\"", "\"per\":\"mean\"", "0 rows"),
+    ] {
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let message = Contrast::read(&path, &corpus.documents).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    let mean = pair.contrast_with(&corpus, &Contrasting::new().cache(Cache::Off)).unwrap();
+    assert_eq!(apart.without_parts().provenance.options, mean.provenance.options);
+}
+
+#[test]
+fn one_tokenizer_in_two_forms_is_one_tokenizer() {
+    let one = tokenizer(300);
+    // An end token named but never added: the same tokens under another hash.
+    let json = one.to_json().unwrap();
+    let special = cluescope::tokens::SpecialTokens { eos_ids: vec![0, 7], ..Default::default() };
+    let other = Tokenizer::with_special("other", json.as_bytes(), &special).unwrap();
+    assert_ne!(one.hash(), other.hash());
+    let options = || Contrasting::new().cache(Cache::Off);
+    let corpus = people();
+    let same = pair(256).contrast_with(&corpus, &options()).unwrap();
+    let mixed = ModelPair::new(model(&other, false, 256), model(&one, true, 256));
+    assert!(!mixed.same_tokenizer());
+    let contrast = mixed.contrast_with(&corpus, &options()).unwrap();
+    assert!(!contrast.aligned);
+    assert_eq!(contrast.texts, same.texts);
+    let onto = pair(256).contrast_with(&corpus, &options().onto(&other)).unwrap();
+    assert!(!onto.aligned);
+    assert_eq!(onto.texts, same.texts);
 }
 
 #[test]
@@ -531,153 +589,11 @@ fn hits_are_counted_without_the_first_token() {
     // One token of five may be a hit, and two of five ranks count.
     assert!((hits[0].chance - 0.4).abs() < 1e-12, "{}", hits[0].chance);
     assert_eq!(contrast.probe_hits("name", 1)[0].large, 0, "token 0 keeps its place");
-    contrast.prefix = "Text: ".into();
-    assert_eq!(
-        contrast.probe_hits("name", 1)[0].large,
-        1,
-        "with a prefix the first token is a word like any other"
-    );
+    // Counted with it, the first token is a hit where it leads: in both models, not in the difference.
+    let first = contrast.probe_hits("name", 1)[0].with_first;
+    assert_eq!((first.texts, first.small, first.large, first.difference), (1, 1, 1, 1));
+    assert!((first.chance - 0.4).abs() < 1e-12, "two of five tokens, one rank: {}", first.chance);
     assert!(contrast.probe_hits("date", 10).is_empty());
-}
-
-#[test]
-fn figures_count_every_text_once_a_rank() {
-    let contrast = contrast();
-    for row in Row::ALL {
-        let figure = ProbeFigure::new(&contrast, "city", row).unwrap();
-        assert_eq!(figure.texts, 3);
-        for (rank, counts) in figure.counts.iter().enumerate() {
-            let long_enough =
-                contrast.texts.iter().filter(|t| t.probe.get("city").is_some_and(|p| p.position >= rank));
-            assert_eq!(counts.iter().sum::<usize>(), long_enough.count(), "rank {rank}");
-        }
-        let svg = figure.svg();
-        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));
-        assert!(!svg.contains("http://") || svg.matches("http://").count() == 1, "only the namespace");
-    }
-    // The start token's rank in the small model, counted by hand.
-    let figure = ProbeFigure::new(&contrast, "city", Row::Small).unwrap();
-    let start = figure.kinds.iter().position(|k| *k == Kind::Start).unwrap();
-    let first = contrast
-        .texts
-        .iter()
-        .filter_map(|t| t.probe.get("city"))
-        .filter(|p| p.small.iter().all(|&w| w <= p.small[0]));
-    assert_eq!(figure.counts[0][start], first.count());
-    assert_eq!(figure.table().lines().count(), 11);
-    let message = ProbeFigure::new(&contrast, "date", Row::Small).unwrap_err().to_string();
-    assert!(message.contains("date"), "{message}");
-    let folder = tempfile::tempdir().unwrap();
-    let written = contrast.write_figures(folder.path()).unwrap();
-    assert_eq!(written.len(), 9, "city, company and name in three rows each");
-    assert!(written[2].ends_with("probe-name-difference.svg") && written[2].exists());
-}
-
-/// What a reader of the page sees of element `tx` number `n`: tags dropped, entities read.
-fn shown(html: &str, n: usize) -> String {
-    let inside = html.split("<div class=\"tx\"").nth(n + 1).unwrap().split_once('>').unwrap().1;
-    let inside = inside.split("</div>").next().unwrap();
-    let mut text = String::new();
-    let mut tag = false;
-    for c in inside.chars() {
-        match c {
-            '<' => tag = true,
-            '>' if tag => tag = false,
-            c if !tag => text.push(c),
-            _ => {}
-        }
-    }
-    for (entity, c) in [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")] {
-        text = text.replace(entity, c);
-    }
-    text
-}
-
-#[test]
-fn hostile_texts_are_shown_as_text() {
-    let hostile = [
-        "<script>alert(1)</script><b title=\"x\" onload='y'>&amp; --> ]]> </div>",
-        "שלום \u{202e}drow\u{202c} مرحبا",
-        "e\u{301}\u{301}\u{301} a\u{300} \u{301}start",
-        "👩‍👩‍👧‍👦🏳️‍🌈 𝒳 日本語",
-        "EVCXR_END_CONTENT\nEVCXR_END_CONTENT\r\nx",
-    ];
-    let documents: Vec<Document> = hostile
-        .iter()
-        .map(|t| Document { id: format!("<i>{t}"), text: (*t).into(), spans: Vec::new() })
-        .collect();
-    let mut corpus = Corpus { documents, ..Corpus::default() };
-    let pair = pair(512);
-    let mut contrast = pair.contrast_with(&corpus, &Contrasting::new().cache(Cache::Off)).unwrap();
-    // 100 KB without a blank; its numbers are made up, which the page does not mind.
-    let long = Document { id: "long".into(), text: "x<".repeat(50_000), spans: Vec::new() };
-    let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) * 1e-4;
-    let difference: Vec<f32> = (0..33_333).map(value).collect();
-    contrast.texts.push(ContrastText {
-        id: long.id.clone(),
-        text: long.text.clone(),
-        ids: vec![0; 33_333],
-        offsets: (0..33_333).map(|i| (i * 3, i * 3 + 3)).collect(),
-        large: difference.clone(),
-        small: vec![0.0; 33_333],
-        rank: rank_descending(&difference),
-        difference,
-        ..ContrastText::default()
-    });
-    corpus.documents.push(long);
-    let picture = TextPicture::of(&contrast).dropout(0.6, 0.05);
-    let html = picture.html();
-    for (n, document) in corpus.documents.iter().enumerate() {
-        assert_eq!(shown(&html, n), document.text.replace('\r', "\u{fffd}"), "text {n}");
-    }
-    assert_eq!(html.matches("<script>").count(), 1, "only the page's own");
-    assert!(!html.contains("onload='y'") && !html.contains("<i>"));
-    assert!(!html.contains("src=") && !html.contains("href=") && !html.contains("url("), "no network");
-    // For a look with one's own eyes: the pages, in the folder named.
-    if let Some(folder) = std::env::var_os("CLUESCOPE_TEST_PAGES") {
-        let folder = std::path::PathBuf::from(folder);
-        picture.write(folder.join("hostile.html")).unwrap();
-    }
-    let terminal = TextPicture::of(&contrast).first(5).terminal();
-    let foreign = terminal.chars().filter(|c| c.is_control() && !matches!(c, '\n' | '\t' | '\x1b'));
-    assert_eq!(foreign.count(), 0);
-    assert!(terminal.contains("[U+202E]") && terminal.contains("1 more texts"));
-}
-
-#[test]
-fn notes_say_what_the_numbers_say() {
-    let contrast = contrast();
-    let html = TextPicture::of(&contrast).dropout(0.6, 0.05).html();
-    let text = &contrast.texts[0];
-    let token = text.rank.iter().position(|&r| r == 3).unwrap();
-    let p = 0.6 * (1.0 - (-0.05f64 * 3.0).exp());
-    assert!(html.contains(&format!("token {token}, rank 3 of {}", text.ids.len())), "{token}");
-    assert!(html.contains(&format!("p = {p:.3}")));
-    assert_eq!(html.matches("data-r=\"3\"").count(), 3, "once in each text with words");
-    let probe = TextPicture::of_probe(&contrast, "company").html();
-    assert_eq!(probe.matches("<details").count(), 2);
-    let pair = pair(256);
-    let attended: Attended =
-        pair.small.attend(&people().documents, &plain().per(Per::Head).probes(Probes::All)).unwrap();
-    assert!(TextPicture::of_attention(&attended).html().contains("received"));
-    let heads = HeadsPicture::new(&attended, "Ann", "name").unwrap().html();
-    assert_eq!(heads.matches("role=\"gridcell\"").count(), 12);
-    assert_eq!(shown(&heads, 0), people().documents[0].text);
-    // The share of layer 1, head 2 at the company's probe, over the two texts that have both.
-    let share = |n: usize| {
-        let text = &attended.texts[n];
-        let name = text.spans.iter().find(|s| s.field == "name").unwrap();
-        let row = &text.probe["company"].weights_by[6];
-        let on = |i: &usize| text.offsets[*i].0 < name.end && name.start < text.offsets[*i].1;
-        (0..row.len()).filter(on).map(|i| row[i]).sum::<f32>()
-    };
-    let mean = (share(0) + share(3)) / 2.0;
-    let shares = heads.split("data-share=\"[").nth(1).unwrap().split(']').next().unwrap();
-    let found: f32 = shares.split(',').nth(6).unwrap().parse().unwrap();
-    assert!((found - mean).abs() < 1e-5, "{found} {mean}");
-    assert!(HeadsPicture::new(&attended, "Nobody", "name").is_err());
-    let coarse = pair.small.attend(&people().documents, &plain()).unwrap();
-    assert!(HeadsPicture::new(&coarse, "Ann", "name").unwrap_err().to_string().contains("head"));
 }
 
 #[test]

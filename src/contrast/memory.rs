@@ -1,0 +1,106 @@
+//! Whether two models can be held at once.
+
+use std::path::Path;
+
+use super::pair::KnownPair;
+use crate::error::{Error, Result};
+use crate::files::extension;
+use crate::model::Hub;
+
+/// Refuses a pair whose weights do not fit into this machine's free memory together, before either is loaded. Weights are
+/// held in the type of their files, so their size is that of the files. Where the system does not say
+/// how much is free, nothing is refused.
+pub(super) fn both_fit(pair: &KnownPair) -> Result<()> {
+    let Some(free) = free_bytes() else { return Ok(()) };
+    let hub = Hub::from_env();
+    let size = |source: &str| weight_bytes(&hub.fetch(source)?);
+    refuse(pair, size(pair.small)?, size(pair.large)?, free)
+}
+
+fn refuse(pair: &KnownPair, small: u64, large: u64, free: u64) -> Result<()> {
+    if small.saturating_add(large) <= free {
+        return Ok(());
+    }
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    Err(Error::Stopped(format!(
+        "pair {}: {} ({:.1} GB) and {} ({:.1} GB) do not fit together into the {:.1} GB of free memory; \
+         cluescope::contrast::contrast_sources({:?}, {:?}, &corpus, &Contrasting::new()) and the command `cluescope contrast` \
+         hold one model at a time",
+        pair.name,
+        pair.small,
+        gigabytes(small),
+        pair.large,
+        gigabytes(large),
+        gigabytes(free),
+        pair.large,
+        pair.small,
+    )))
+}
+
+/// Bytes of the weight files of a checkpoint's folder, or of a `.gguf` file.
+fn weight_bytes(path: &Path) -> Result<u64> {
+    let length = |file: &Path| Ok(std::fs::metadata(file).map_err(Error::io(file))?.len());
+    if !path.is_dir() {
+        return length(path);
+    }
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
+        let file = entry.map_err(Error::io(path))?.path();
+        if extension(&file) == "safetensors" {
+            sum += length(&file)?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Memory that can be had without swapping, where the system says so.
+fn free_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    available(&info)
+}
+
+/// The line `MemAvailable:   123 kB`.
+fn available(info: &str) -> Option<u64> {
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contrast::known_pair;
+
+    #[test]
+    fn a_pair_too_large_is_refused_with_a_way_out() {
+        let pair = known_pair("gemma2").unwrap();
+        assert!(refuse(&pair, 5, 18, 23).is_ok());
+        let message = refuse(&pair, 5_000_000_000, 18_000_000_000, 16_000_000_000).unwrap_err().to_string();
+        for part in [
+            "pair gemma2",
+            "google/gemma-2-2b (5.0 GB)",
+            "16.0 GB of free memory",
+            "contrast_sources(\"google/gemma-2-9b\"",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn weights_are_counted_and_other_files_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in
+            [("a-00001.safetensors", 10), ("a-00002.safetensors", 7), ("tokenizer.json", 100)]
+        {
+            std::fs::write(folder.path().join(name), vec![0; bytes]).unwrap();
+        }
+        assert_eq!(weight_bytes(folder.path()).unwrap(), 17);
+        assert_eq!(weight_bytes(&folder.path().join("tokenizer.json")).unwrap(), 100);
+        assert!(weight_bytes(&folder.path().join("none.gguf")).is_err());
+    }
+
+    #[test]
+    fn free_memory_is_read_from_the_systems_table() {
+        assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    21 kB\n"), Some(21 * 1024));
+        assert_eq!(available("MemTotal:  9 kB\n"), None);
+    }
+}

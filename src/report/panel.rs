@@ -1,0 +1,249 @@
+//! One text whose tokens carry a number each: as coloured HTML and on a terminal.
+
+use super::html::escape;
+use super::picture::{full_colour, tame};
+
+/// One text with a value for each token.
+#[derive(Debug, Clone)]
+pub(super) struct Panel {
+    pub(super) id: String,
+    pub(super) text: String,
+    pub(super) offsets: Vec<(usize, usize)>,
+    pub(super) value: Vec<f32>,
+    pub(super) rank: Vec<usize>,
+    /// Values of the large and of the small model, for a contrast.
+    pub(super) both: Option<(Vec<f32>, Vec<f32>)>,
+    /// A remark beside the id, such as the number of tokens.
+    pub(super) about: String,
+}
+
+/// What the sign and size of a value look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// Orange above zero, blue below.
+    Signed,
+    /// Orange, deeper with the value.
+    Warm,
+    /// Blue, deeper with the value.
+    Cool,
+}
+
+impl Tone {
+    /// `value` in units of full colour, −1 (blue) to 1 (orange).
+    fn weight(self, value: f32, scale: f32) -> f32 {
+        let weight = (value / scale).clamp(-1.0, 1.0);
+        match self {
+            Tone::Signed => weight,
+            Tone::Warm => weight.max(0.0),
+            Tone::Cool => -weight.max(0.0),
+        }
+    }
+}
+
+/// What a terminal can show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Colours {
+    /// Text alone: `{+token+}` stands for at least half of full orange, `[-token-]` for at least half of full blue.
+    None,
+    /// The 256 colours of nearly every terminal.
+    Indexed,
+    /// 24-bit colours.
+    True,
+}
+
+impl Colours {
+    /// What standard output can show: nothing in a pipe, or when `NO_COLOR` is set or `TERM` is `dumb`; 24 bits when
+    /// `COLORTERM` says so; otherwise 256 colours.
+    pub fn of_stdout() -> Self {
+        let set = |name: &str| std::env::var(name).unwrap_or_default();
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+        Self::chosen(terminal, &set("NO_COLOR"), &set("TERM"), &set("COLORTERM"))
+    }
+
+    fn chosen(terminal: bool, no_color: &str, term: &str, colorterm: &str) -> Self {
+        match colorterm {
+            _ if !terminal || !no_color.is_empty() || term == "dumb" => Colours::None,
+            "truecolor" | "24bit" => Colours::True,
+            _ => Colours::Indexed,
+        }
+    }
+
+    /// `text` on orange (positive) or blue, deeper with the weight's size; black letters throughout.
+    pub(super) fn paint(self, text: &str, weight: f32) -> String {
+        // The colour ends before a line break, or the terminal would paint to its edge.
+        let by_line = |paint: &dyn Fn(&str) -> String| {
+            let lines =
+                text.split('\n').map(|line| if line.is_empty() { String::new() } else { paint(line) });
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        match self {
+            Colours::None if weight.abs() < 0.5 => text.into(),
+            Colours::None => by_line(&|line| {
+                // The marks stand at the letters, not at the blank before them.
+                let letters = line.trim_start();
+                let blanks = &line[..line.len() - letters.len()];
+                let (open, close) = if weight > 0.0 { ("{+", "+}") } else { ("[-", "-]") };
+                format!("{blanks}{open}{letters}{close}")
+            }),
+            _ if weight.abs() < 0.02 => text.into(),
+            Colours::True => {
+                let full = if weight > 0.0 { [240.0, 154.0, 62.0] } else { [95.0, 168.0, 220.0] };
+                let [r, g, b] = full.map(|c: f32| (255.0 + (c - 255.0) * weight.abs()).round() as u8);
+                by_line(&|line| format!("\x1b[30;48;2;{r};{g};{b}m{line}\x1b[0m"))
+            }
+            Colours::Indexed => {
+                // Of the 6 × 6 × 6 cube, from white to orange and to blue.
+                let steps = if weight > 0.0 { [230, 223, 216, 215] } else { [195, 153, 117, 75] };
+                let colour = steps[((weight.abs() * 4.0) as usize).min(3)];
+                by_line(&|line| format!("\x1b[30;48;5;{colour}m{line}\x1b[0m"))
+            }
+        }
+    }
+}
+
+/// A stretch of text in one colour: one token, or several that share characters.
+struct Piece {
+    start: usize,
+    end: usize,
+    tokens: Vec<usize>,
+}
+
+/// The value at full colour for all of `panels`, start tokens left out.
+pub(super) fn scale(panels: &[Panel]) -> f32 {
+    let sizes = panels
+        .iter()
+        .flat_map(|p| p.offsets.iter().zip(&p.value).filter(|(o, _)| o.1 > o.0).map(|(_, v)| v.abs()));
+    full_colour(sizes.collect())
+}
+
+/// What the keys of a picture of texts do, for its introduction.
+pub(super) const KEYS: &str = "Move over the text, or give it the focus and use the arrow keys: left and right by token, up and down by rank.";
+
+impl Panel {
+    /// The text under its id, folded away unless `open`; `note` says what a token's note adds to its words, number and
+    /// rank.
+    pub(super) fn html(
+        &self,
+        tone: Tone,
+        scale: f32,
+        open: bool,
+        note: &dyn Fn(usize) -> String,
+        out: &mut String,
+    ) {
+        let id = escape(&tame(&self.id));
+        out.push_str(&format!(
+            "<details{}><summary>{id} <small>({})</small></summary>\n<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {id}\">",
+            if open { " open" } else { "" },
+            escape(&self.about)
+        ));
+        let characters: Vec<char> = self.text.chars().collect();
+        let slice = |from: usize, to: usize| escape(&characters[from..to].iter().collect::<String>());
+        let mut at = 0;
+        for piece in self.pieces(characters.len()) {
+            out.push_str(&slice(at, piece.start));
+            let weight = tone.weight(self.strongest(&piece), scale);
+            let class = if weight < 0.0 { "n" } else { "p" };
+            let notes: Vec<String> =
+                piece.tokens.iter().map(|&t| self.head(t, &characters) + &note(t)).collect();
+            let rank = piece.tokens.iter().filter_map(|&t| self.rank.get(t)).min();
+            let rank = rank.map_or(String::new(), |rank| format!(" data-r=\"{rank}\""));
+            out.push_str(&format!(
+                "<b role=\"option\" class=\"{class}\" style=\"--w:{:.0}\"{rank} title=\"{}\">{}</b>",
+                weight.abs() * 100.0,
+                escape(&notes.join("\n\n")),
+                slice(piece.start, piece.end)
+            ));
+            at = piece.end;
+        }
+        out.push_str(&slice(at, characters.len()));
+        out.push_str("</div></details>\n");
+    }
+
+    /// The text under its id. Control characters are shown by their number, so a text cannot drive the terminal.
+    pub(super) fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
+        out.push_str(&format!("\n{} ({})\n", tame(&self.id), self.about));
+        let characters: Vec<char> = self.text.chars().collect();
+        let mut at = 0;
+        for piece in self.pieces(characters.len()) {
+            out.push_str(&tame(&characters[at..piece.start].iter().collect::<String>()));
+            let text = tame(&characters[piece.start..piece.end].iter().collect::<String>());
+            out.push_str(&colours.paint(&text, tone.weight(self.strongest(&piece), scale)));
+            at = piece.end;
+        }
+        out.push_str(&tame(&characters[at..].iter().collect::<String>()));
+        out.push('\n');
+    }
+
+    /// The first lines of a token's note.
+    fn head(&self, token: usize, characters: &[char]) -> String {
+        let (start, end) = self.offsets[token];
+        let text: String = characters[start..end.min(characters.len())].iter().collect();
+        let rank =
+            self.rank.get(token).map_or(String::new(), |r| format!(", rank {r} of {}", self.rank.len()));
+        format!("\u{201c}{}\u{201d}\ntoken {token}{rank}", super::picture::visible(&text))
+    }
+
+    /// The value of largest size among a piece's tokens.
+    fn strongest(&self, piece: &Piece) -> f32 {
+        let values = piece.tokens.iter().map(|&t| self.value[t]);
+        values.max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0)
+    }
+
+    /// Tokens in text order, those that share characters joined.
+    fn pieces(&self, characters: usize) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (token, &(start, end)) in self.offsets.iter().enumerate() {
+            let end = end.min(characters);
+            if end <= start {
+                continue;
+            }
+            match pieces.last_mut() {
+                Some(last) if start < last.end => {
+                    last.end = last.end.max(end);
+                    last.tokens.push(token);
+                }
+                _ => pieces.push(Piece { start, end, tokens: vec![token] }),
+            }
+        }
+        pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_follow_what_the_terminal_can() {
+        for (terminal, no_color, term, colorterm, want) in [
+            (false, "", "xterm", "truecolor", Colours::None),
+            (true, "1", "xterm", "truecolor", Colours::None),
+            (true, "", "dumb", "", Colours::None),
+            (true, "", "xterm-256color", "24bit", Colours::True),
+            (true, "", "xterm-256color", "", Colours::Indexed),
+        ] {
+            assert_eq!(Colours::chosen(terminal, no_color, term, colorterm), want, "{term} {colorterm}");
+        }
+    }
+
+    #[test]
+    fn paint_ends_at_the_line_and_marks_stand_at_the_letters() {
+        assert_eq!(Colours::None.paint(" Rome\n in", 0.7), " {+Rome+}\n {+in+}");
+        assert_eq!(Colours::None.paint(" was", -1.0), " [-was-]");
+        assert_eq!(Colours::None.paint(" was", 0.4), " was");
+        assert_eq!(
+            Colours::Indexed.paint("a\nb", 1.0),
+            "\x1b[30;48;5;215ma\x1b[0m\n\x1b[30;48;5;215mb\x1b[0m"
+        );
+        assert_eq!(Colours::Indexed.paint("a", -0.3), "\x1b[30;48;5;153ma\x1b[0m");
+        assert_eq!(Colours::True.paint("a", 1.0), "\x1b[30;48;2;240;154;62ma\x1b[0m");
+        assert_eq!(Colours::True.paint("a", 0.01), "a");
+    }
+
+    #[test]
+    fn tones_paint_to_their_side() {
+        assert_eq!(Tone::Signed.weight(-3.0, 2.0), -1.0);
+        assert_eq!((Tone::Warm.weight(1.0, 2.0), Tone::Warm.weight(-1.0, 2.0)), (0.5, 0.0));
+        assert_eq!(Tone::Cool.weight(1.0, 2.0), -0.5);
+    }
+}
