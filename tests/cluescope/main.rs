@@ -1,6 +1,7 @@
 //! One integration binary; a file per stage.
 
 mod architecture;
+mod attend;
 mod augment;
 mod commands;
 mod contrast;
@@ -8,6 +9,7 @@ mod corpus;
 mod evaluate;
 mod experiment;
 mod families;
+mod fuzzing;
 mod hub;
 #[cfg(all(unix, feature = "kernel"))]
 mod kernel;
@@ -15,3 +17,4 @@ mod kill;
 mod loading;
 mod report;
 mod train;
+mod traps;
