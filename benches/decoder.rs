@@ -1,13 +1,18 @@
 //! Speed of the decoder on random models: `cargo bench --bench decoder`.
 //!
-//! `smollm2-135m` has that model's shape; `nano` is the size of the committed pair. Rates are tokens a second.
+//! `smollm2-135m` and `qwen2.5-0.5b` have those models' shapes, in f32, bf16 and Q8_0; `nano` is the size of the committed pair. Rates
+//! are tokens a second.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use cluescope::model::{
-    Batch, Capture, DecoderConfig, Generate, LoraConfig, Model, Position, RopeScaling, Want,
+    Batch, Capture, DecoderConfig, Generate, LoraConfig, Matrix, Model, Position, RopeScaling, Want,
+    WeightSource,
 };
 use cluescope::tokens::Tokenizer;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -28,6 +33,52 @@ fn smollm2() -> Model {
     Model::random("smollm2-135m", config, tokenizer(1000), 1).expect("a valid configuration")
 }
 
+fn qwen2() -> Model {
+    let mut config = DecoderConfig::llama(151_936, 896, 24, 14, 2, 4864, 32_768);
+    config.position =
+        Position::Rope { theta: 1e6, rotary_dim: 64, scaling: RopeScaling::None, interleaved: false };
+    config.qkv_bias = true;
+    Model::random("qwen2.5-0.5b", config, tokenizer(1000), 1).expect("a valid configuration")
+}
+
+/// How a file stores matrices.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    F32,
+    Bf16,
+    Q8_0,
+}
+
+/// Weights of a model in another form.
+struct Stored(BTreeMap<String, Tensor>, Form);
+
+impl WeightSource for Stored {
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn matrix(&mut self, name: &str, _rows: usize, _cols: usize) -> cluescope::Result<Matrix> {
+        let weight = self.vector(name, 0)?;
+        Ok(match self.1 {
+            Form::F32 => Matrix::Dense(weight),
+            Form::Bf16 => Matrix::Dense(weight.to_dtype(DType::BF16)?),
+            Form::Q8_0 => Matrix::Quantized(Arc::new(QTensor::quantize(&weight, GgmlDType::Q8_0)?)),
+        })
+    }
+
+    fn vector(&mut self, name: &str, _len: usize) -> cluescope::Result<Tensor> {
+        Ok(self.0.remove(name).expect("each weight is asked for once"))
+    }
+}
+
+fn stored(model: Model, form: Form) -> Model {
+    let (name, config, tokenizer) =
+        (format!("{} {form:?}", model.name()), model.config().clone(), model.tokenizer().clone());
+    let mut weights = Stored(model.weights().expect("dense weights"), form);
+    drop(model);
+    Model::assemble(name, "0", config, tokenizer, &mut weights, &Device::Cpu).expect("the same model")
+}
+
 fn nano() -> Model {
     let config = DecoderConfig::llama(2048, 192, 6, 6, 6, 512, 512);
     Model::random("nano", config, tokenizer(1000), 1).expect("a valid configuration")
@@ -43,7 +94,16 @@ fn texts(count: usize, length: usize) -> Vec<Vec<u32>> {
 fn attention(c: &mut Criterion) {
     let mut group = c.benchmark_group("received attention");
     group.sample_size(10).measurement_time(Duration::from_secs(8));
-    for (model, count, length) in [(smollm2(), 8, 112), (smollm2(), 1, 2048), (nano(), 32, 112)] {
+    let forms = [Form::F32, Form::Bf16, Form::Q8_0];
+    let models: [(fn() -> Model, &[Form], &[(usize, usize)]); 3] = [
+        (smollm2, &forms, &[(8, 112), (1, 2048)]),
+        (qwen2, &forms[1..], &[(8, 112)]),
+        (nano, &forms[..1], &[(32, 112)]),
+    ];
+    let cases = models.iter().flat_map(|(model, forms, sizes)| {
+        forms.iter().flat_map(move |form| sizes.iter().map(move |size| (stored(model(), *form), *size)))
+    });
+    for (model, (count, length)) in cases {
         let batch = Batch::new(&texts(count, length));
         let want = Want::capture(Capture::received());
         group.throughput(Throughput::Elements(batch.tokens() as u64));

@@ -1,10 +1,12 @@
-"""Received attention of a corpus with transformers and with cluescope, one after the other on the same machine.
+"""Received attention of a corpus with transformers and with cluescope, by turns on the same machine.
 
-    python scripts/bench_attention.py MODEL.gguf CORPUS.csv [--threads N] [--rounds N] [--cluescope PROGRAM]
+    python scripts/bench_attention.py MODEL.gguf CORPUS.csv [--threads N] [--rounds N] [--long TOKENS] [--cluescope PROGRAM]
 
 The Python side works as the published script does: eager attention, `output_attentions=True`, one text at a time, f32, the reduction of
-the maps included. The other side is `cluescope attend` with an empty cache. Tokens are the texts' own, without padding; loading is stated apart;
-memory is each process's largest resident set. Needs transformers, torch and gguf.
+the maps included. The other side is `cluescope attend` without a cache. Both read the same token ids (those cluescope's tokeniser made) and
+the same number of them; neither tokenising nor loading counts as work. A side's rounds are processes of their own; memory is
+a process's largest resident set, once when the model is loaded (for cluescope: measuring a text of one word) and once at the end.
+Rates are medians over the rounds. `--long` adds one text of that many tokens, for cluescope alone. Needs transformers, torch and gguf.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,41 +33,54 @@ def texts(corpus):
         return [re.sub(r"</?\w+>", "", row["text"]) for row in csv.DictReader(file)]
 
 
-def python_side(model_path, corpus, threads):
+def python_side(options, folder):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     start = time.perf_counter()
-    where = dict(gguf_file=model_path.name)
-    tokenizer = AutoTokenizer.from_pretrained(model_path.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(model_path.parent, attn_implementation="eager", dtype=torch.float32, **where).eval()
-    loaded = time.perf_counter()
-    tokens = 0
-    for text in texts(corpus):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-        length = ids.shape[1]
-        maps = model(ids, output_attentions=True, use_cache=False).attentions
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model.parent, gguf_file=options.model.name, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    load, load_peak = time.perf_counter() - start, peak(resource.RUSAGE_SELF)
+    texts = json.loads((folder / "ids.json").read_text())
+    start = time.perf_counter()
+    for ids in texts:
+        length = len(ids)
+        maps = model(torch.tensor([ids]), output_attentions=True, use_cache=False).attentions
         mean = torch.stack([a[0].mean(0) for a in maps]).mean(0)
         (mean.sum(0) / (length - torch.arange(length))).tolist()
-        tokens += length
-    return dict(tokens=tokens, seconds=time.perf_counter() - loaded, load=loaded - start, peak=peak(resource.RUSAGE_SELF))
+    seconds = time.perf_counter() - start
+    return dict(tokens=sum(map(len, texts)), seconds=seconds, load=load, load_peak=load_peak, peak=peak(resource.RUSAGE_SELF))
 
 
-def cluescope_side(program, model_path, corpus, threads):
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "attention.jsonl"
-        command = [program, "attend", "--model", model_path, "--corpus", corpus, "--out", out, "--threads", str(threads)]
-        start = time.perf_counter()
-        run = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, CLUESCOPE_CACHE=""))
-        whole = time.perf_counter() - start
-        if run.returncode:
-            sys.exit(run.stderr)
-        # The last line of progress: "…: 9000/9000 tokens, 8.2 s, 1100.0/s".
-        seconds = float(re.findall(r" tokens, ([\d.]+) s", run.stderr)[-1])
-        tokens = sum(len(json.loads(line)["ids"]) for line in out.read_text().splitlines())
-    return dict(tokens=tokens, seconds=seconds, load=whole - seconds, peak=peak(resource.RUSAGE_CHILDREN))
+def cluescope_side(options, folder):
+    out = folder / "attention.jsonl"
+    command = [options.cluescope, "attend", "--model", options.model, "--corpus", options.corpus, "--out", out]
+    start = time.perf_counter()
+    run = subprocess.run(
+        [*command, "--threads", str(options.threads)], capture_output=True, text=True, env=dict(os.environ, CLUESCOPE_CACHE="")
+    )
+    whole = time.perf_counter() - start
+    if run.returncode:
+        sys.exit(run.stderr)
+    # The last line of progress: "…: 9000/9000 tokens (8.2 s, 1100.0/s)".
+    seconds = float(re.findall(r" tokens \(([\d.]+) s", run.stderr)[-1])
+    ids = [json.loads(line)["ids"] for line in out.read_text(encoding="utf-8").splitlines()]
+    out.unlink()
+    (folder / "ids.json").write_text(json.dumps(ids))
+    return dict(tokens=sum(map(len, ids)), seconds=seconds, load=whole - seconds, peak=peak(resource.RUSAGE_CHILDREN))
+
+
+def side(options, name, corpus, folder):
+    """One measurement in a process of its own, so that neither's memory counts for the other."""
+    command = [sys.executable, __file__, options.model, corpus, "--threads", str(options.threads)]
+    command += ["--cluescope", options.cluescope, "--side", name, "--folder", folder]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def main():
@@ -72,33 +88,57 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--long", type=int)
     parser.add_argument("--cluescope", default="target/release/cluescope")
     parser.add_argument("--side", choices=["python", "cluescope"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side == "python":
-        print(json.dumps(python_side(options.model, options.corpus, options.threads)))
+    if options.side:
+        work = python_side if options.side == "python" else cluescope_side
+        print(json.dumps(work(options, options.folder)))
         return
-    if options.side == "cluescope":
-        print(json.dumps(cluescope_side(options.cluescope, options.model, options.corpus, options.threads)))
-        return
+    names = dict(cluescope="cluescope attend", python="transformers, eager")
     print(f"{options.model.name}, {options.threads} threads\n")
-    print("| round | what | tokens | load, s | work, s | tokens/s | peak memory |\n|---|---|---|---|---|---|---|")
-    for number in range(1, options.rounds + 1):
-        rates = {}
-        # A process each, so that neither's memory counts for the other.
-        for side, name in [("python", "transformers, eager"), ("cluescope", "cluescope attend")]:
-            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side], capture_output=True, text=True)
-            if run.returncode:
-                sys.exit(run.stderr)
-            found = json.loads(run.stdout.splitlines()[-1])
-            rates[side] = found["tokens"] / found["seconds"]
+    print("| round | what | tokens | load, s | work, s | tokens/s | peak loaded | peak |\n|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        one_word = folder / "word.jsonl"
+        one_word.write_text('{"text": "word"}\n')
+        loaded = side(options, "cluescope", one_word, folder)["peak"]
+        runs = dict(cluescope=[], python=[])
+        for number in range(1, options.rounds + 1):
+            # cluescope first: its ids are what the other reads.
+            for name, shown in names.items():
+                found = side(options, name, options.corpus, folder)
+                found.setdefault("load_peak", loaded)
+                found["rate"] = found["tokens"] / found["seconds"]
+                runs[name].append(found)
+                print(
+                    f"| {number} | {shown} | {found['tokens']} | {found['load']:.1f} | {found['seconds']:.1f} | {found['rate']:.0f} "
+                    f"| {found['load_peak']:.2f} GB | {found['peak']:.2f} GB |",
+                    flush=True,
+                )
+        assert len({found["tokens"] for found in runs["cluescope"] + runs["python"]}) == 1
+        median = lambda name, key: statistics.median(found[key] for found in runs[name])
+        ratio = {key: median("cluescope", key) / median("python", key) for key in ("rate", "peak")}
+        print(
+            f"\nMedians: {median('cluescope', 'rate'):.0f} against {median('python', 'rate'):.0f} tokens/s, {ratio['rate']:.2f} times; "
+            f"peak {median('cluescope', 'peak'):.2f} against {median('python', 'peak'):.2f} GB, {ratio['peak']:.2f} of it."
+        )
+        if options.long:
+            parts, tokens = [], 0
+            for text, ids in zip(texts(options.corpus), json.loads((folder / "ids.json").read_text())):
+                if tokens >= options.long:
+                    break
+                parts, tokens = [*parts, text], tokens + len(ids)
+            corpus = folder / "long.jsonl"
+            corpus.write_text(json.dumps(dict(text=" ".join(parts))) + "\n")
+            found = side(options, "cluescope", corpus, folder)
             print(
-                f"| {number} | {name} | {found['tokens']} | {found['load']:.1f} | {found['seconds']:.1f} "
-                f"| {rates[side]:.0f} | {found['peak']:.2f} GB |",
-                flush=True,
+                f"One text of {found['tokens']} tokens: {found['tokens'] / found['seconds']:.0f} tokens/s, "
+                f"peak {found['peak']:.2f} GB, {1000 * (found['peak'] - loaded):.0f} MB above the loaded model."
             )
-        print(f"| {number} | ratio | | | | {rates['cluescope'] / rates['python']:.2f} | |", flush=True)
 
 
 if __name__ == "__main__":

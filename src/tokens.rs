@@ -63,6 +63,7 @@ struct Inner {
     name: String,
     tokenizer: tokenizers::Tokenizer,
     vocab_size: usize,
+    base_vocab_size: usize,
     byte_level: bool,
     bos: Option<u32>,
     eos: Vec<u32>,
@@ -169,13 +170,15 @@ impl Tokenizer {
     fn wrap(name: &str, tokenizer: tokenizers::Tokenizer, bos: Option<u32>, eos: Vec<u32>) -> Result<Self> {
         let json = tokenizer.to_string(false).map_err(|e| Error::format(name, "", e))?;
         let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
-        let vocab_size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        let size = |added| tokenizer.get_vocab(added).values().max().map_or(0, |&id| id as usize + 1);
+        let (vocab_size, base_vocab_size) = (size(true), size(false));
         let hash = content_hash([json.as_bytes(), format!("{bos:?} {eos:?}").as_bytes()]);
         let byte_level = decoder.contains("ByteLevel");
         Ok(Tokenizer(Arc::new(Inner {
             name: name.into(),
             tokenizer,
             vocab_size,
+            base_vocab_size,
             byte_level,
             bos,
             eos,
@@ -306,6 +309,12 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.0.vocab_size
+    }
+
+    /// One more than the largest id of the learned vocabulary, tokens added to it left out. Gemma 3 adds one,
+    /// for pictures, that its models of text alone have no embedding for.
+    pub fn base_vocab_size(&self) -> usize {
+        self.0.base_vocab_size
     }
 
     /// The start token, whether or not [`Tokenizer::encode`] adds it.

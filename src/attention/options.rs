@@ -307,6 +307,16 @@ impl Attend {
         }
     }
 
+    /// Number of layers the model must run for what is asked; `None`: all.
+    pub(crate) fn depth(&self) -> Option<usize> {
+        let last = match (self.per, &self.heads) {
+            (Per::Mean, Heads::Layers(layers)) => layers.iter().max(),
+            (Per::Mean, Heads::Heads(heads)) => heads.iter().map(|(layer, _)| layer).max(),
+            _ => None,
+        };
+        last.map(|last| last + 1)
+    }
+
     /// Everything that decides the numbers, as text: for provenance and cache keys.
     pub(crate) fn describe(&self, context: usize) -> Vec<(&'static str, String)> {
         let probes = match &self.probes {

@@ -13,13 +13,16 @@ const GROUP_TEXTS: usize = 64;
 pub(super) trait Reader {
     fn name(&self) -> &str;
     fn hash(&self) -> &str;
+    /// Whether the hash stands for these very weights.
+    fn is_settled(&self) -> bool;
     fn config(&self) -> &DecoderConfig;
     fn tokenizer(&self) -> &Tokenizer;
     /// The most texts and tokens that are taken together before their numbers are handed on.
     fn group(&self, options: &Attend) -> (usize, usize);
     /// How often progress counts each token.
     fn count(&self) -> usize;
-    /// Captures of each batch's texts.
+    /// Captures of each batch's texts. An interrupt that comes when all is computed is left to the caller to notice, once it
+    /// has handed the numbers on.
     fn read(&self, batches: &[(Batch, Capture)], progress: &Progress) -> Result<Vec<Vec<CapturedText>>>;
 }
 
@@ -30,6 +33,10 @@ impl Reader for Model {
 
     fn hash(&self) -> &str {
         Model::hash(self)
+    }
+
+    fn is_settled(&self) -> bool {
+        Model::is_settled(self)
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -52,7 +59,10 @@ impl Reader for Model {
         let mut all = Vec::with_capacity(batches.len());
         for (batch, capture) in batches {
             all.push(self.forward(batch, &Want::capture(capture.clone()))?.attention);
-            progress.advance(batch.tokens() as u64)?;
+            let go_on = progress.advance(batch.tokens() as u64);
+            if all.len() < batches.len() {
+                go_on?;
+            }
         }
         Ok(all)
     }
@@ -65,6 +75,11 @@ impl Reader for Streamed {
 
     fn hash(&self) -> &str {
         Streamed::hash(self)
+    }
+
+    fn is_settled(&self) -> bool {
+        // Blocks come from files and are never trained.
+        true
     }
 
     fn config(&self) -> &DecoderConfig {

@@ -3,11 +3,12 @@
 //! Texts of a batch lie end to end without padding, so a batch costs its tokens whatever their lengths:
 //! texts are taken in the order given, and finished ones can be handed on at once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::cache::{self, Store};
 use super::gather::{Shape, gather};
-use super::options::{Aggregation, Attend};
+use super::options::{Aggregation, Attend, Probes};
 use super::prepare::Prepared;
 use super::reader::Reader;
 use super::window::window_of_probe;
@@ -22,8 +23,8 @@ impl Model {
     /// Received attention and probe rows of every document.
     ///
     /// # Errors
-    /// [`Error::Option`] for options outside their range, [`Error::Interrupted`], and what the tokenizer and
-    /// the model report.
+    /// [`Error::Option`] for options outside their range and a probe's field that no document marks,
+    /// [`Error::Interrupted`], and what the tokenizer and the model report.
     pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
         attend(self, documents, options)
     }
@@ -49,6 +50,7 @@ impl Model {
 
 /// See [`Model::attend`].
 pub(super) fn attend(model: &dyn Reader, documents: &[Document], options: &Attend) -> Result<Attended> {
+    check_fields(documents, options)?;
     let mut texts = Vec::with_capacity(documents.len());
     run(model, documents, options, 0, &mut |text| {
         texts.push(text);
@@ -73,10 +75,30 @@ pub(super) fn attend_to_file(
     options: &Attend,
     path: &Path,
 ) -> Result<()> {
+    check_fields(documents, options)?;
     let provenance = provenance(model, documents, options);
     let mut partial = store::Partial::open(path, documents, &provenance)?;
     run(model, documents, options, partial.done(), &mut |text| partial.append(&text))?;
     partial.finish()
+}
+
+/// Refuses a field that no text marks: its column would be missing from the result without a word.
+fn check_fields(documents: &[Document], options: &Attend) -> Result<()> {
+    let Probes::Fields(fields) = &options.probes else { return Ok(()) };
+    let marked: BTreeSet<&str> =
+        documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+    match fields.iter().find(|field| !documents.is_empty() && !marked.contains(field.as_str())) {
+        None => Ok(()),
+        Some(field) => {
+            let marked: Vec<&str> = marked.into_iter().collect();
+            let expected = if marked.is_empty() {
+                "nothing: no text of this corpus marks a field".to_owned()
+            } else {
+                format!("a field that some text marks: {}", marked.join(", "))
+            };
+            Err(Error::option("probe", field, expected))
+        }
+    }
 }
 
 fn shape(model: &dyn Reader) -> Shape {
@@ -135,8 +157,9 @@ fn run(
             return Err(Error::Stopped(message));
         }
     }
-    // Whole matrices are too large to remember.
-    let cache = if options.maps.is_empty() { &options.cache } else { &super::Cache::Off };
+    // Whole matrices are too large to remember, and weights in training change under the same hash.
+    let lasting = options.maps.is_empty() && model.is_settled();
+    let cache = if lasting { &options.cache } else { &super::Cache::Off };
     let mut cache = Store::open(cache);
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
@@ -165,6 +188,7 @@ fn run(
             .map(|(_, p)| p)
             .collect();
         let mut captured = capture(model, &members, options, &progress)?.into_iter();
+        let mut remembered = 0;
         for (key, found) in group {
             let (prepared, document) = (&todo[from], &documents[skip + from]);
             let text = match found {
@@ -172,7 +196,7 @@ fn run(
                     text.id.clone_from(&document.id);
                     text.text.clone_from(&document.text);
                     text.spans.clone_from(&document.spans);
-                    progress.advance((prepared.cost() * model.count()) as u64)?;
+                    remembered += prepared.cost() * model.count();
                     text
                 }
                 None => {
@@ -187,6 +211,8 @@ fn run(
             each(text)?;
             from += 1;
         }
+        // Not before the texts are handed on: an interrupt must not cost what is already computed.
+        progress.advance(remembered as u64)?;
     }
     Ok(())
 }
@@ -231,6 +257,7 @@ fn capture(
             received,
             probes: chunk.iter().map(|&(t, w)| probe_places(texts[t], w)).collect(),
             maps: options.maps.clone(),
+            depth: options.depth(),
         };
         batches.push((Batch::new(&ids), capture));
         chunks.push(chunk);

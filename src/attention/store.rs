@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use polars::chunked_array::builder::get_list_builder;
 use polars::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +172,8 @@ fn finished(
             ))
         };
         let stamp: Stamp = serde_json::from_slice(&line).map_err(|_| refuse("not a line of this command"))?;
-        let same = stamp.provenance.models == provenance.models
+        // A model is its content: it may be named by another path this time.
+        let same = stamp.provenance.models.values().eq(provenance.models.values())
             && stamp.provenance.options == provenance.options
             && stamp.provenance.cluescope == provenance.cluescope;
         if !same {
@@ -185,41 +187,51 @@ fn finished(
     }
 }
 
-fn nested<'a>(rows: impl IntoIterator<Item = &'a Vec<f32>>) -> Series {
-    let rows: Vec<Series> = rows.into_iter().map(|row| Series::new("".into(), row.as_slice())).collect();
-    Series::new("".into(), rows)
+/// A column of lists of `inner`. Polars takes the type from the first entry otherwise, and an empty list has none: a first
+/// text without tokens would make every later one null.
+fn lists(name: &str, inner: &DataType, rows: impl IntoIterator<Item = Option<Series>>) -> Result<Series> {
+    let mut builder = get_list_builder(inner, 0, 0, name.into());
+    for row in rows {
+        builder.append_opt_series(row.as_ref())?;
+    }
+    Ok(builder.finish().into_series())
+}
+
+fn nested<'a>(rows: impl IntoIterator<Item = &'a Vec<f32>>) -> Result<Series> {
+    lists("", &DataType::Float32, rows.into_iter().map(|row| Some(Series::new("".into(), row.as_slice()))))
 }
 
 /// One row a text; fields of probes become columns of their own.
 fn frame(texts: &[AttendedText]) -> Result<DataFrame> {
-    let lists = |name: &str, of: &dyn Fn(&AttendedText) -> Option<Series>| -> Column {
-        let rows: Vec<Option<Series>> = texts.iter().map(of).collect();
-        Column::new(name.into(), rows)
-    };
     let flat = |values: &[f32]| Series::new("".into(), values);
-    let mut columns = vec![
-        Column::new("id".into(), texts.iter().map(|t| t.id.as_str()).collect::<Vec<_>>()),
-        lists("ids", &|t| Some(Series::new("".into(), t.ids.as_slice()))),
-        lists("offsets", &|t| {
-            let pairs: Vec<Series> =
-                t.offsets.iter().map(|&(a, b)| Series::new("".into(), [a as u32, b as u32])).collect();
-            Some(Series::new("".into(), pairs))
-        }),
-        lists("received", &|t| Some(flat(&t.received))),
-    ];
+    let number = DataType::Float32;
+    let pair = DataType::List(Box::new(DataType::UInt32));
+    let row = DataType::List(Box::new(DataType::Float32));
+    let mut columns: Vec<Column> =
+        vec![Column::new("id".into(), texts.iter().map(|t| t.id.as_str()).collect::<Vec<_>>())];
+    let ids = texts.iter().map(|t| Some(Series::new("".into(), t.ids.as_slice())));
+    columns.push(lists("ids", &DataType::UInt32, ids)?.into());
+    let offsets = texts.iter().map(|t| {
+        let pairs = t.offsets.iter().map(|&(a, b)| Some(Series::new("".into(), [a as u32, b as u32])));
+        lists("", &DataType::UInt32, pairs)
+    });
+    columns.push(lists("offsets", &pair, offsets.map(|o| o.map(Some)).collect::<Result<Vec<_>>>()?)?.into());
+    columns.push(lists("received", &number, texts.iter().map(|t| Some(flat(&t.received))))?.into());
     if texts.iter().any(|t| !t.received_by.is_empty()) {
-        columns.push(lists("received_by", &|t| Some(nested(&t.received_by))));
+        let rows = texts.iter().map(|t| nested(&t.received_by).map(Some)).collect::<Result<Vec<_>>>()?;
+        columns.push(lists("received_by", &row, rows)?.into());
     }
     let fields: BTreeSet<&String> = texts.iter().flat_map(|t| t.probe.keys()).collect();
     for field in fields {
-        let positions: Vec<Option<u32>> =
-            texts.iter().map(|t| t.probe.get(field).map(|p| p.position as u32)).collect();
+        let probes: Vec<_> = texts.iter().map(|t| t.probe.get(field)).collect();
+        let positions: Vec<Option<u32>> = probes.iter().map(|p| p.map(|p| p.position as u32)).collect();
         columns.push(Column::new(format!("probe.{field}.position").into(), positions));
-        columns.push(lists(&format!("probe.{field}.weights"), &|t| Some(flat(&t.probe.get(field)?.weights))));
-        if texts.iter().any(|t| t.probe.get(field).is_some_and(|p| !p.weights_by.is_empty())) {
-            columns.push(lists(&format!("probe.{field}.weights_by"), &|t| {
-                Some(nested(&t.probe.get(field)?.weights_by))
-            }));
+        let weights = probes.iter().map(|p| p.map(|p| flat(&p.weights)));
+        columns.push(lists(&format!("probe.{field}.weights"), &number, weights)?.into());
+        if probes.iter().flatten().any(|p| !p.weights_by.is_empty()) {
+            let rows = probes.iter().map(|p| p.map(|p| nested(&p.weights_by)).transpose());
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            columns.push(lists(&format!("probe.{field}.weights_by"), &row, rows)?.into());
         }
     }
     Ok(DataFrame::new(texts.len(), columns)?)

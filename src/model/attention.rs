@@ -17,6 +17,8 @@ use super::simd::{dot, exp, max, sum, tanh, vectorized};
 pub(super) const BLOCK: usize = 64;
 /// Queries of one head in one task; a multiple of [`BLOCK`].
 const SPAN: usize = 512;
+/// Column sums that wait to be added up, in values: 16 MiB. Tasks run in rounds that stay below it, unless one alone does not.
+const ROUND: usize = if cfg!(test) { 1 << 12 } else { 4 << 20 };
 
 /// What attention needs to know of a layer.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +86,6 @@ pub(super) fn forward(
     gather: Option<&mut Gather<'_>>,
 ) {
     let wanted = gather.as_ref().map(|g| g.wanted(layer));
-    let probes = |text: usize| gather.as_ref().map_or(&[][..], |g| g.probes(text));
     let mut tasks = Vec::new();
     for text in 0..batch.texts() {
         for head in 0..geometry.heads {
@@ -95,25 +96,42 @@ pub(super) fn forward(
         }
     }
     let target = out.map(Shared::new);
-    let results: Vec<Captured> = tasks
-        .par_iter()
-        .map_init(Vec::new, |scratch, (text, head, queries)| {
-            let task = Task { geometry, range: batch.range(*text), head: *head, inputs };
-            task.forward(queries.clone(), target, wanted.as_ref(), probes(*text), scratch)
-        })
-        .collect();
-    let Some(gather) = gather else { return };
-    for ((text, head, queries), result) in tasks.iter().zip(results) {
-        if !result.columns.is_empty() {
-            gather.add_columns(*text, layer, *head, &result.columns);
-        }
-        for (probe, row) in &result.probes {
-            gather.add_probe(*text, layer, *head, *probe, row);
-        }
-        if !result.map.is_empty() {
-            gather.set_map(*text, layer, *head, queries.start, batch.range(*text).len(), &result.map);
+    let mut gather = gather;
+    let mut first = 0;
+    while first < tasks.len() {
+        let round = &tasks[first..][..round(&tasks[first..])];
+        first += round.len();
+        let probes = |text: usize| gather.as_ref().map_or(&[][..], |g| g.probes(text, layer));
+        let results: Vec<Captured> = round
+            .par_iter()
+            .map_init(Vec::new, |scratch, (text, head, queries)| {
+                let task = Task { geometry, range: batch.range(*text), head: *head, inputs };
+                task.forward(queries.clone(), target, wanted.as_ref(), probes(*text), scratch)
+            })
+            .collect();
+        let Some(gather) = gather.as_deref_mut() else { continue };
+        for ((text, head, queries), result) in round.iter().zip(results) {
+            if !result.columns.is_empty() {
+                gather.add_columns(*text, layer, *head, &result.columns);
+            }
+            for (probe, row) in &result.probes {
+                gather.add_probe(*text, layer, *head, *probe, row);
+            }
+            if !result.map.is_empty() {
+                gather.set_map(*text, layer, *head, queries.start, batch.range(*text).len(), &result.map);
+            }
         }
     }
+}
+
+/// How many of `tasks` run before their column sums are added up.
+fn round(tasks: &[(usize, usize, Range<usize>)]) -> usize {
+    let mut waiting = 0;
+    let within = tasks.iter().take_while(|(_, _, queries)| {
+        waiting += queries.end;
+        waiting <= ROUND
+    });
+    within.count().max(1)
 }
 
 /// Gradients of a layer's queries, keys and values.
@@ -362,4 +380,25 @@ fn softmax(row: &mut [f32]) {
     }
     let scale = 1.0 / sum(row);
     row.iter_mut().for_each(|weight| *weight *= scale);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn column_sums_that_wait_are_bounded() {
+        // Four heads of a text of 3,000 tokens.
+        let tasks: Vec<(usize, usize, Range<usize>)> =
+            (0..24).map(|t| (0, t / 6, t % 6 * SPAN..(t % 6 * SPAN + SPAN).min(3000))).collect();
+        let (mut first, mut rounds) = (0, 0);
+        while first < tasks.len() {
+            let count = round(&tasks[first..]);
+            let waiting: usize = tasks[first..first + count].iter().map(|task| task.2.end).sum();
+            assert!(waiting <= ROUND, "{waiting} values wait");
+            (first, rounds) = (first + count, rounds + 1);
+        }
+        assert!(rounds > 4);
+        assert_eq!(round(&[(0, 0, 0..ROUND + 1)]), 1, "one task alone always runs");
+    }
 }

@@ -76,7 +76,8 @@ impl Batch {
                 return Err(Error::model(
                     model,
                     format!(
-                        "text {index}, token {position}: id {id} lies outside the vocabulary of {vocab_size}"
+                        "text {index}, token {position}: id {id} lies outside the vocabulary of {vocab_size}; \
+                         the model has no embedding for it, so take that token out of the text"
                     ),
                 ));
             }
@@ -120,6 +121,9 @@ pub struct Capture {
     pub probes: Vec<Vec<usize>>,
     /// `(layer, head)` pairs whose whole maps are kept.
     pub maps: Vec<(usize, usize)>,
+    /// Number of layers, from the first on, that received attention and probe rows are taken from; `None` takes them all.
+    /// Layers above are not computed unless something else needs them.
+    pub depth: Option<usize>,
 }
 
 impl Capture {
@@ -193,6 +197,12 @@ impl Capture {
                 ));
             }
         }
+        if let Some(depth) = self.depth.filter(|depth| !(1..=layers).contains(depth)) {
+            return Err(Error::model(
+                model,
+                format!("attention of the first {depth} layers: the model has {layers}"),
+            ));
+        }
         if let Some((layer, head)) = self.maps.iter().find(|(l, h)| *l >= layers || *h >= heads) {
             return Err(Error::model(
                 model,
@@ -206,10 +216,9 @@ impl Capture {
 
     /// The layer after whose attention nothing more is captured.
     pub(super) fn last_layer(&self, layers: usize) -> Option<usize> {
-        if self.received || self.probes.iter().any(|p| !p.is_empty()) {
-            return layers.checked_sub(1);
-        }
-        self.maps.iter().map(|(layer, _)| *layer).max()
+        let means = self.received || self.probes.iter().any(|p| !p.is_empty());
+        let last = self.depth.unwrap_or(layers).checked_sub(1).filter(|_| means);
+        self.maps.iter().map(|(layer, _)| *layer).chain(last).max()
     }
 }
 
@@ -219,6 +228,7 @@ impl Capture {
 #[derive(Debug)]
 pub(super) struct Gather<'a> {
     capture: &'a Capture,
+    /// Those that means are taken over.
     layers: usize,
     heads: usize,
     texts: Vec<CapturedText>,
@@ -226,6 +236,7 @@ pub(super) struct Gather<'a> {
 
 impl<'a> Gather<'a> {
     pub(super) fn new(capture: &'a Capture, batch: &Batch, layers: usize, heads: usize) -> Self {
+        let layers = capture.depth.unwrap_or(layers);
         let groups = match capture.detail {
             Detail::Mean => 0,
             Detail::Layer => layers,
@@ -259,12 +270,13 @@ impl<'a> Gather<'a> {
             self.capture.maps.iter().filter(|(l, _)| *l == layer).map(|(_, head)| *head).collect();
         maps.sort_unstable();
         maps.dedup();
-        Wanted { received: self.capture.received, maps }
+        Wanted { received: self.capture.received && layer < self.layers, maps }
     }
 
-    /// Probe positions of text `text`.
-    pub(super) fn probes(&self, text: usize) -> &'a [usize] {
-        self.capture.probes.get(text).map_or(&[], Vec::as_slice)
+    /// Positions of text `text` whose rows block `layer` shall deliver.
+    pub(super) fn probes(&self, text: usize, layer: usize) -> &'a [usize] {
+        let probes = self.capture.probes.get(text).filter(|_| layer < self.layers);
+        probes.map_or(&[], Vec::as_slice)
     }
 
     fn group(&self, layer: usize, head: usize) -> Option<usize> {

@@ -235,6 +235,10 @@ impl DecoderConfig {
                 return bad(field, &value, "must be at least 1 and below 2^28");
             }
         }
+        // Rotary frequencies are made from it before any weight could contradict it.
+        if self.head_dim > 1 << 16 {
+            return bad("head_dim", &self.head_dim, "must be at most 2^16");
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return bad("kv_heads", &self.kv_heads, &format!("must divide heads ({})", self.heads));
         }
@@ -327,10 +331,11 @@ mod tests {
     fn impossible_values_are_refused_by_name() {
         let good = DecoderConfig::llama(64, 32, 2, 4, 2, 48, 128);
         good.validate("m").unwrap();
-        let cases: [(&str, fn(&mut DecoderConfig)); 9] = [
+        let cases: [(&str, fn(&mut DecoderConfig)); 10] = [
             ("kv_heads", |c| c.kv_heads = 3),
             ("heads", |c| c.heads = 0),
             ("vocab_size", |c| c.vocab_size = usize::MAX),
+            ("head_dim", |c| c.head_dim = 1 << 27),
             ("layer_kinds", |c| c.layer_kinds.truncate(1)),
             ("norm_eps", |c| c.norm_eps = f64::NAN),
             ("query_scale", |c| c.query_scale = 0.0),

@@ -43,6 +43,7 @@ impl Model {
         Ok(Model(Arc::new(super::Inner {
             name: self.0.name.clone(),
             hash: self.0.hash.clone(),
+            settled: self.0.settled,
             tokenizer: self.0.tokenizer.clone(),
             device: device.clone(),
             decoder: Arc::new(decoder),

@@ -330,7 +330,7 @@ impl<'a> Graph<'a> {
                     gather.add_columns(text, layer, head, columns);
                 }
             }
-            for (probe, position) in gather.probes(text).iter().copied().enumerate() {
+            for (probe, position) in gather.probes(text, layer).iter().copied().enumerate() {
                 let rows = own.narrow(1, position, 1)?.squeeze(1)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
                 for (head, row) in rows.iter().enumerate() {
                     gather.add_probe(text, layer, head, probe, row);

@@ -33,7 +33,8 @@ const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "generation_config.json"];
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const OPTIONAL: [&str; 2] = [TOKENIZER_CONFIG, "generation_config.json"];
 
 impl Hub {
     /// The settings of the environment: `HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN` (else the file of
@@ -64,7 +65,7 @@ impl Hub {
         let repo =
             |revision: &str| Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned());
         let cached = Cache::new(self.cache.clone()).repo(repo(&id.revision));
-        if let Some(found) = id.complete(source, &cached)? {
+        if let Some(found) = id.complete(source, &cached, self.offline)? {
             return Ok(found);
         }
         if self.offline {
@@ -181,7 +182,11 @@ impl Id {
     }
 
     /// What the cache holds, when it is all there.
-    fn complete(&self, source: &str, cached: &CacheRepo) -> Result<Option<PathBuf>> {
+    ///
+    /// Start and end tokens are settings of the optional files, so one that is missing must be known to be missing from the
+    /// hub too, or every text would silently begin with another token. Offline, where nobody can be asked, the end
+    /// tokens of `config.json` have to do.
+    fn complete(&self, source: &str, cached: &CacheRepo, offline: bool) -> Result<Option<PathBuf>> {
         if let Some(file) = &self.file {
             return Ok(cached.get(file));
         }
@@ -189,6 +194,12 @@ impl Id {
         let folder =
             config.parent().ok_or_else(|| Error::model(source, "the cache has no folder"))?.to_path_buf();
         if cached.get(TOKENIZER).is_none() {
+            return Ok(None);
+        }
+        let asked: &[&str] = if offline { &[TOKENIZER_CONFIG] } else { &OPTIONAL };
+        let known =
+            |name: &&str| folder.join(name).exists() || absent(&folder, name).is_some_and(|f| f.exists());
+        if !asked.iter().all(known) {
             return Ok(None);
         }
         let whole = if folder.join(SINGLE).exists() {
@@ -200,6 +211,12 @@ impl Id {
         };
         Ok(whole.then_some(folder))
     }
+}
+
+/// Where the hub's tools note that the commit of `snapshot` has no file `name`.
+fn absent(snapshot: &Path, name: &str) -> Option<PathBuf> {
+    let commit = snapshot.file_name()?;
+    Some(snapshot.parent()?.parent()?.join(".no_exist").join(commit).join(name))
 }
 
 fn listed<'a>(names: impl Iterator<Item = &'a &'a str>) -> String {
@@ -242,8 +259,12 @@ impl Download<'_> {
             }
         }
         // The weights last: a checkpoint with weights in the cache is complete.
-        for name in OPTIONAL.into_iter().filter(|name| has(name)) {
-            self.file(name)?;
+        for name in OPTIONAL {
+            if has(name) {
+                self.file(name)?;
+            } else {
+                self.note_absent(name)?;
+            }
         }
         self.file(TOKENIZER)?;
         let config = self.file(CONFIG)?;
@@ -258,6 +279,14 @@ impl Download<'_> {
         match config.parent() {
             Some(folder) => Ok(folder.to_path_buf()),
             None => refuse("the cache has no folder".into()),
+        }
+    }
+
+    fn note_absent(&self, name: &str) -> Result<()> {
+        let cached = Cache::new(self.hub.cache.clone()).repo(self.repo.clone());
+        match absent(&cached.pointer_path(self.repo.revision()), name) {
+            Some(note) => files::write_atomic(note, |_| Ok(())),
+            None => Ok(()),
         }
     }
 

@@ -108,22 +108,25 @@ pub struct Model(Arc<Inner>);
 struct Inner {
     name: String,
     hash: String,
+    /// Whether the hash stands for these very weights; not while they may be trained.
+    settled: bool,
     tokenizer: Tokenizer,
     device: Device,
     decoder: Arc<Decoder>,
     trainable: BTreeMap<String, Var>,
 }
 
-/// Refuses a tokenizer that can produce ids without an embedding.
+/// Refuses a tokenizer whose learned vocabulary has tokens without an embedding. An added token without one is refused when a
+/// text uses it (`Batch::check`).
 fn tokenizer_fits(model: &str, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<()> {
-    if tokenizer.vocab_size() <= config.vocab_size {
+    if tokenizer.base_vocab_size() <= config.vocab_size {
         return Ok(());
     }
     Err(Error::model(
         model,
         format!(
             "the tokenizer knows {} tokens, the embedding has {} rows; use the model's own tokenizer",
-            tokenizer.vocab_size(),
+            tokenizer.base_vocab_size(),
             config.vocab_size
         ),
     ))
@@ -147,7 +150,8 @@ impl Model {
     /// `hash` identifies the content of the weights; results are cached under it.
     ///
     /// # Errors
-    /// When the configuration is impossible, a weight is missing or misshapen, or the tokenizer can produce ids outside the vocabulary.
+    /// When the configuration is impossible, a weight is missing or misshapen, or the tokenizer's learned vocabulary is larger
+    /// than the embedding.
     pub fn assemble(
         name: impl Into<String>,
         hash: impl Into<String>,
@@ -163,6 +167,7 @@ impl Model {
         Ok(Model(Arc::new(Inner {
             name,
             hash: hash.into(),
+            settled: true,
             tokenizer,
             device: device.clone(),
             decoder: Arc::new(decoder),
@@ -196,9 +201,15 @@ impl Model {
         &self.0.name
     }
 
-    /// Identifies the weights' content; training makes a new one.
+    /// Identifies the weights' content; training makes a new one. A model made for training ([`Model::with_lora`],
+    /// [`Model::with_trainable_weights`]) has one that says no more than what it began from, until it is [`Model::renamed`].
     pub fn hash(&self) -> &str {
         &self.0.hash
+    }
+
+    /// Whether [`Model::hash`] stands for these very weights, so that results may be remembered under it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.0.settled
     }
 
     /// The configuration.
@@ -226,6 +237,7 @@ impl Model {
         Model(Arc::new(Inner {
             name: name.into(),
             hash: hash.into(),
+            settled: true,
             tokenizer: self.0.tokenizer.clone(),
             device: self.0.device.clone(),
             decoder: self.0.decoder.clone(),
@@ -373,7 +385,7 @@ impl Model {
         let mut decoder = Decoder::clone(&self.0.decoder);
         decoder.detach();
         let trainable = lora::attach(self.name(), &mut decoder, config, seed, &self.0.device)?;
-        Ok(self.with(decoder, trainable))
+        Ok(self.in_training(decoder, trainable))
     }
 
     /// The same model with an f32 variable of its own for every weight, adapters merged: full fine-tuning.
@@ -389,7 +401,7 @@ impl Model {
             trainable.insert(name, var);
             Ok(())
         })?;
-        Ok(self.with(decoder, trainable))
+        Ok(self.in_training(decoder, trainable))
     }
 
     /// A model that believes to train `name` while its graph is cut there: what training must notice.
@@ -405,14 +417,14 @@ impl Model {
                 Ok(())
             })
             .unwrap();
-        self.with(decoder, self.0.trainable.clone())
+        self.with(decoder, self.0.trainable.clone(), self.0.hash.clone(), false)
     }
 
     /// The same weights without gradients; adapters stay attached.
     pub fn frozen(&self) -> Self {
         let mut decoder = Decoder::clone(&self.0.decoder);
         decoder.detach();
-        self.with(decoder, BTreeMap::new())
+        self.with(decoder, BTreeMap::new(), self.0.hash.clone(), self.0.settled)
     }
 
     /// The effective weights as dense f32 tensors under their canonical names, adapters merged, in order of name.
@@ -428,10 +440,15 @@ impl Model {
         Ok(all)
     }
 
-    fn with(&self, decoder: Decoder, trainable: BTreeMap<String, Var>) -> Self {
+    fn in_training(&self, decoder: Decoder, trainable: BTreeMap<String, Var>) -> Self {
+        self.with(decoder, trainable, content_hash([self.hash(), "in training"]), false)
+    }
+
+    fn with(&self, decoder: Decoder, trainable: BTreeMap<String, Var>, hash: String, settled: bool) -> Self {
         Model(Arc::new(Inner {
             name: self.0.name.clone(),
-            hash: self.0.hash.clone(),
+            hash,
+            settled,
             tokenizer: self.0.tokenizer.clone(),
             device: self.0.device.clone(),
             decoder: Arc::new(decoder),

@@ -4,6 +4,10 @@ use candle_core::DType;
 
 use super::*;
 
+mod fixtures;
+mod sameness;
+mod stopping;
+
 /// A word-level tokenizer of `size` tokens named `w0`, `w1` …; the last one is a line break.
 pub(super) fn tokenizer(size: usize) -> Tokenizer {
     let vocab: BTreeMap<String, usize> =
@@ -78,6 +82,7 @@ fn attention_rows_sum_to_one_and_columns_to_what_is_received() {
         received: true,
         probes: vec![vec![8, 0], vec![3]],
         maps: vec![(1, 2)],
+        depth: None,
     };
     let output = graph::forward(&model.0.decoder, &batch, &Want::capture(capture), DType::F64).unwrap();
     assert!(output.logits.is_none());
@@ -208,6 +213,7 @@ fn rich_capture(detail: Detail) -> Capture {
         received: true,
         probes: vec![vec![0, 7, 20], vec![3], vec![]],
         maps: vec![(0, 1), (2, 3), (0, 1)],
+        depth: None,
     }
 }
 
@@ -384,6 +390,7 @@ fn long_texts_cross_blocks_and_spans() {
         received: true,
         probes: vec![vec![63, 64, 511, 512, 1099], vec![]],
         maps: vec![(1, 0)],
+        depth: None,
     };
     let want = Want { logits: Logits::None, capture: Some(capture) };
     let fast = model.forward(&batch, &want).unwrap();

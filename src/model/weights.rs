@@ -12,12 +12,14 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::family::{Family, Form, Rows};
 use super::{DecoderConfig, Matrix, WeightSource};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::provenance::content_hash;
 
 /// How the numbers of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,21 +181,27 @@ impl Tensors {
         }
     }
 
-    /// Fingerprint of all tensors: names, shapes, types, and the first, middle and last 4 KiB of each.
-    /// Training changes every number of a tensor it touches, so samples tell checkpoints apart at the
-    /// cost of a few milliseconds; they are no proof against a file edited on purpose.
+    /// Fingerprint of all tensors: names, shapes, types and every byte. Pages are let go of as soon as they are read.
     pub(crate) fn fingerprint(&self) -> String {
-        const SAMPLE: usize = 4096;
-        let mut parts: Vec<Vec<u8>> = Vec::new();
+        const PIECE: usize = 1 << 20;
+        let mut parts: Vec<String> = Vec::new();
         for (name, entry) in &self.entries {
-            parts.push(format!("{name} {:?} {:?}", entry.shape, entry.kind).into_bytes());
-            let bytes = &self.files[entry.file].1[entry.range.clone()];
-            let middle = (bytes.len() / 2).saturating_sub(SAMPLE / 2);
-            for start in [0, middle, bytes.len().saturating_sub(SAMPLE)] {
-                parts.push(bytes[start..bytes.len().min(start + SAMPLE)].to_vec());
-            }
+            parts.push(format!("{name} {:?} {:?}", entry.shape, entry.kind));
+            let file = &self.files[entry.file].1;
+            let pieces: Vec<Range<usize>> = entry
+                .range
+                .clone()
+                .step_by(PIECE)
+                .map(|start| start..(start + PIECE).min(entry.range.end))
+                .collect();
+            parts.par_extend(pieces.into_par_iter().map(|piece| {
+                let hash = content_hash([&file[piece.clone()]]);
+                file.release(&piece);
+                hash
+            }));
+            file.release(&entry.range);
         }
-        crate::provenance::content_hash(parts)
+        content_hash(parts)
     }
 }
 

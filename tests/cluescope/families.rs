@@ -34,19 +34,19 @@ pub(crate) fn load(path: &Path) -> Model {
 }
 
 /// What transformers computed.
-struct Expected(std::collections::HashMap<String, Tensor>);
+pub(crate) struct Expected(std::collections::HashMap<String, Tensor>);
 
 impl Expected {
-    fn read(folder: &Path) -> Self {
+    pub(crate) fn read(folder: &Path) -> Self {
         Expected(candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap())
     }
 
-    fn ids(&self, text: usize) -> Vec<u32> {
+    pub(crate) fn ids(&self, text: usize) -> Vec<u32> {
         let ids = self.0[&format!("ids.{text}")].to_dtype(DType::I64).unwrap();
         ids.to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect()
     }
 
-    fn flat(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn flat(&self, name: &str) -> Vec<f32> {
         self.0[name].flatten_all().unwrap().to_vec1().unwrap()
     }
 }
@@ -72,7 +72,7 @@ fn full(texts: &[Vec<u32>], maps: Vec<(usize, usize)>) -> Want {
     let probes = texts.iter().map(|ids| vec![ids.len() / 2]).collect();
     Want {
         logits: Logits::All,
-        capture: Some(Capture { detail: Detail::Head, received: true, probes, maps }),
+        capture: Some(Capture { detail: Detail::Head, received: true, probes, maps, depth: None }),
     }
 }
 

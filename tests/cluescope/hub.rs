@@ -172,6 +172,38 @@ fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
     assert_eq!(server.requests(), requests + 1, "only the list was asked for");
 }
 
+/// Start tokens are a setting of `tokenizer_config.json`: a cache without it, as another tool may leave it, is not complete.
+#[test]
+fn a_cache_without_the_tokenizers_settings_is_completed() {
+    let server = Server::of("llama2");
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let offline = Hub { offline: true, ..hub.clone() };
+    let encode = |hub: &Hub| Model::load_from(REPO, hub).map(|m| m.tokenizer().encode("Ann").unwrap().ids);
+    let whole = encode(&hub).unwrap();
+    let snapshot = cache.path().join("models--someone--tiny-model/snapshots").join(COMMIT);
+    let settings = snapshot.join("tokenizer_config.json");
+    std::fs::remove_file(&settings).unwrap();
+    let message = encode(&offline).unwrap_err().to_string();
+    assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
+    assert_eq!(encode(&hub).unwrap(), whole);
+    assert!(settings.exists());
+    std::fs::remove_file(snapshot.join("generation_config.json")).unwrap();
+    assert_eq!(encode(&offline).unwrap(), whole, "nobody can be asked whether there is one");
+
+    // A repository that has no such files is asked once; the answer is kept as the hub's own tools keep it.
+    let server = Server::of("smollm2");
+    server.set(|s| s.files.retain(|name, _| !name.ends_with("_config.json")));
+    let hub = server.hub(&cache.path().join("other"));
+    Model::load_from(REPO, &hub).unwrap();
+    let requests = server.requests();
+    Model::load_from(REPO, &hub).unwrap();
+    Model::load_from(REPO, &Hub { offline: true, ..hub.clone() }).unwrap();
+    assert_eq!(server.requests(), requests);
+    let note = format!("other/models--someone--tiny-model/.no_exist/{COMMIT}/tokenizer_config.json");
+    assert!(cache.path().join(note).exists());
+}
+
 #[test]
 fn shards_and_gguf_files_are_downloaded() {
     let server = Server::of("smollm2-sharded");
@@ -283,7 +315,57 @@ fn what_the_hub_refuses_is_explained() {
     says(&["model.safetensors", "config.json"], "no tokenizer.json");
 }
 
-/// Runs in a process of its own, started by the next test, since the environment belongs to a whole process.
+/// Forbids the process about to begin to make any socket (seccomp).
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn deny_sockets(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let filter = || {
+        let (load, jump, give) = (0x20, 0x15, 0x06); // BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
+        let step = |code, jt, k| libc::sock_filter { code, jt, jf: 0, k };
+        // The number of the call; one step over the answer "not permitted" unless it is `socket`.
+        let mut program = [
+            step(load, 0, 0),
+            libc::sock_filter { code: jump, jt: 0, jf: 1, k: libc::SYS_socket as u32 },
+            step(give, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            step(give, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+        // SAFETY: the filter lives through the call; it only takes rights away from this process.
+        let refused = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) != 0
+        };
+        if refused { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec only system calls are made.
+    unsafe { command.pre_exec(filter) };
+}
+
+#[test]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn a_complete_cache_needs_no_socket() {
+    let server = Server::of("smollm2");
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let hash = Model::load_from(REPO, &hub).unwrap().hash().to_owned();
+    let child = |source: &str, offline: Option<&str>| {
+        let mut command = child(source);
+        deny_sockets(&mut command);
+        command.env("HF_HUB_CACHE", cache.path()).env("HF_ENDPOINT", &server.address);
+        command.envs(offline.map(|value| ("HF_HUB_OFFLINE", value)));
+        outcome(command)
+    };
+    for offline in [None, Some("1")] {
+        assert_eq!(child(REPO, offline), format!("loaded {hash}"), "{offline:?}");
+    }
+    let said = child("someone/else", Some("1"));
+    assert!(said.contains("HF_HUB_OFFLINE forbids"), "{said}");
+    // The denial is real: what is not in the cache cannot be asked for.
+    let said = child("someone/else", None);
+    assert!(said.starts_with("failed") && said.contains("not permitted"), "{said}");
+}
+
+/// Runs in a process of its own, started by the tests around, since the environment belongs to a whole process.
 #[test]
 fn child_of_the_environment_test() {
     let Ok(source) = std::env::var("CLUESCOPE_TEST_CHILD") else { return };
@@ -293,24 +375,33 @@ fn child_of_the_environment_test() {
     }
 }
 
+/// A process that loads `source` with the environment it is given.
+fn child(source: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "hub::child_of_the_environment_test", "--nocapture"]);
+    for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.env("CLUESCOPE_TEST_CHILD", source);
+    command
+}
+
+/// What such a process said.
+fn outcome(mut command: std::process::Command) -> String {
+    let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let line = output.lines().find(|l| l.starts_with("loaded") || l.starts_with("failed"));
+    line.unwrap_or_default().to_owned()
+}
+
 #[test]
 fn the_environment_is_respected() {
     let server = Server::of("smollm2");
     server.set(|s| s.token = Some("from-env".into()));
     let cache = tempfile::tempdir().unwrap();
     let child = |variables: &[(&str, &str)]| {
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "hub::child_of_the_environment_test", "--nocapture"]);
-        for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"] {
-            command.env_remove(name);
-        }
-        command.env("CLUESCOPE_TEST_CHILD", REPO).envs(variables.iter().copied());
-        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
-        output
-            .lines()
-            .find(|l| l.starts_with("loaded") || l.starts_with("failed"))
-            .unwrap_or_default()
-            .to_owned()
+        let mut command = child(REPO);
+        command.envs(variables.iter().copied());
+        outcome(command)
     };
     let home = cache.path().to_str().unwrap();
     let set = [("HF_ENDPOINT", server.address.as_str()), ("HF_HOME", home), ("HF_TOKEN", "from-env")];

@@ -182,11 +182,64 @@ fn a_tokenizer_larger_than_the_embedding_is_refused() {
     assert_says(&refused(folder.path()), &["9001 tokens", "418 rows"]);
 }
 
+/// As Gemma 3's: the tokenizer of all sizes knows a token for pictures, the models of text alone have no row for it.
+#[test]
+fn an_added_token_beyond_the_embedding_is_refused_only_where_it_is_used() {
+    let folder = copy("gemma3");
+    let rows = load(folder.path()).config().vocab_size;
+    edit(&folder.path().join("tokenizer.json"), |json| {
+        json["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"id": rows, "content": "<image_soft_token>",
+            "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}));
+    });
+    let model = load(folder.path());
+    assert_eq!(model.tokenizer().vocab_size(), rows + 1);
+    let ids = |text: &str| model.tokenizer().encode(text).unwrap().ids;
+    logits(&model, &ids("a picture"));
+    let wrong = model.forward(&Batch::new(&[ids("a <image_soft_token>")]), &Want::logits()).unwrap_err();
+    assert_says(
+        &wrong.to_string(),
+        &[&format!("id {rows} lies outside the vocabulary of {rows}"), "take that token"],
+    );
+}
+
+/// Gemma 2 files from before their keys existed.
+#[test]
+fn a_gemma_2_file_without_window_and_caps_has_those_of_gemma_2() {
+    let source = fixture("gemma2").join("model.gguf");
+    let mut file = std::fs::File::open(&source).unwrap();
+    let content = gguf_file::Content::read(&mut file).unwrap();
+    let tensors: Vec<(String, QTensor)> = content
+        .tensor_infos
+        .keys()
+        .map(|name| (name.clone(), content.tensor(&mut file, name, &Device::Cpu).unwrap()))
+        .collect();
+    let keys = ["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"];
+    let (dropped, kept): (Vec<_>, Vec<_>) =
+        content.metadata.into_iter().partition(|(key, _)| keys.iter().any(|k| key.ends_with(k)));
+    assert_eq!(dropped.len(), keys.len());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.gguf");
+    write_gguf(&path, &kept, &tensors);
+    let (old, new) = (load(&path), load(&source));
+    let config = old.config();
+    assert_eq!((config.attention_softcap, config.final_softcap), (Some(50.0), Some(30.0)));
+    let windows: Vec<_> = config.layer_kinds.iter().map(|kind| kind.window).collect();
+    assert_eq!(windows, [Some(4096), None, Some(4096)]);
+    assert_ne!(
+        new.config().layer_kinds[0].window,
+        Some(4096),
+        "the file's own window counts where it has one"
+    );
+}
+
 /// Values of a seeded generator, uniform in ±1.
-struct Noise(u64);
+pub(crate) struct Noise(pub(crate) u64);
 
 impl Noise {
-    fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         // SplitMix64 (Steele et al. 2014).
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -195,7 +248,7 @@ impl Noise {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.bits() % n.max(1) as u64) as usize
     }
 
@@ -441,11 +494,66 @@ fn truncated_files_say_so_wherever_they_end() {
     }
 }
 
-/// Mutations of sound files by a fixed seed: any outcome but a panic. The process's address space is not
-/// limited here; that no length is believed before it is compared with the file is what the cases with
-/// huge numbers show, since they would exhaust any machine.
+/// Runs a test of this binary in a process that may not take more than 1 GiB of address space, where the system can limit
+/// that: an allocation that follows a number in a damaged file ends the process.
+pub(crate) fn in_little_memory(test: &str) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    // The C library reserves address space for each thread.
+    command.env("CLUESCOPE_TEST_DAMAGE", "1").env("RAYON_NUM_THREADS", "2").env("MALLOC_ARENA_MAX", "2");
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::process::CommandExt;
+        let limit = || {
+            let bytes = libc::rlimit { rlim_cur: 1 << 30, rlim_max: 1 << 30 };
+            // SAFETY: a system call on a value of our own.
+            match unsafe { libc::setrlimit(libc::RLIMIT_AS, &bytes) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(limit) };
+    }
+    let output = command.output().unwrap();
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{test} in 1 GiB: {said}");
+    assert!(said.contains("attempts, "), "{test} did not run: {said}");
+}
+
 #[test]
-fn damaged_files_never_panic() {
+fn damaged_files_neither_panic_nor_take_memory() {
+    in_little_memory("loading::child_of_the_damage_test");
+}
+
+#[test]
+fn awkward_settings_neither_panic_nor_take_memory() {
+    in_little_memory("loading::child_of_the_settings_test");
+}
+
+/// The limit is real: a child that takes more dies.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_without_bound_would_be_noticed() {
+    let died = catch_unwind(|| in_little_memory("loading::child_that_takes_memory")).unwrap_err();
+    let message = died.downcast_ref::<String>().unwrap();
+    assert!(message.contains("memory allocation of"), "{message}");
+}
+
+#[test]
+fn child_that_takes_memory() {
+    if std::env::var_os("CLUESCOPE_TEST_DAMAGE").is_some() {
+        println!("{}", vec![1u8; 2 << 30].len());
+    }
+}
+
+/// Mutations of sound files by a fixed seed: any outcome but a panic, in a process of its own.
+#[test]
+fn child_of_the_damage_test() {
+    if std::env::var_os("CLUESCOPE_TEST_DAMAGE").is_none() {
+        return;
+    }
     let mut noise = Noise(2024);
     let mut failed = 0;
     let mut total = 0;
@@ -509,11 +617,16 @@ fn damaged_files_never_panic() {
         }
     }
     assert!(failed > total / 4, "only {failed} of {total} mutations did damage");
+    println!("{total} attempts, {failed} refused");
 }
 
-/// Every value of every configuration replaced by awkward ones, one at a time.
+/// Every value of every configuration replaced by awkward ones, one at a time, in a process of its own.
 #[test]
-fn awkward_settings_never_panic() {
+fn child_of_the_settings_test() {
+    if std::env::var_os("CLUESCOPE_TEST_DAMAGE").is_none() {
+        return;
+    }
+    let mut total = 0;
     let awkward = [
         json!(null),
         json!(0),
@@ -522,6 +635,8 @@ fn awkward_settings_never_panic() {
         json!(3.5),
         json!(u64::MAX),
         json!(268_435_455),
+        json!(65_536),
+        json!(1u64 << 27),
         json!(""),
         json!("nan"),
         json!([]),
@@ -539,9 +654,11 @@ fn awkward_settings_never_panic() {
                 std::fs::write(&path, json.to_string()).unwrap();
                 let outcome = catch_unwind(|| Model::load(folder.path().to_str().unwrap()).map(|_| ()));
                 assert!(outcome.is_ok(), "{name}: {key} = {value} panicked");
+                total += 1;
             }
         }
     }
+    println!("{total} attempts, none panicked");
 }
 
 fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
@@ -607,50 +724,81 @@ fn the_hash_follows_the_content() {
         t.insert("model.norm.weight".into(), norm.to_dtype(DType::BF16).unwrap());
     });
     assert_ne!(load(folder.path()).hash(), hash("smollm2"));
+    // Every single byte counts.
+    let path = folder.path().join("model.safetensors");
+    let sound = std::fs::read(fixture("smollm2").join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize;
+    for at in (header..sound.len()).step_by(4999) {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_ne!(load(folder.path()).hash(), hash("smollm2"), "byte {at}");
+    }
 }
 
+/// candle's own models where it has the family. Its windows reach one key too far and it knows no rotary scaling for
+/// Gemma 3, so texts stay within the window and the copy of that fixture has no scaling.
 #[test]
 fn candle_transformers_agrees() {
     use candle_nn::VarBuilder;
-    use candle_transformers::models::{llama, qwen2};
-    let ids: Vec<u32> = (0..21).map(|i| i * 17 % 370).collect();
-    let input = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    for name in ["llama2", "smollm2", "qwen2"] {
-        let folder = fixture(name);
-        let config: Value =
-            serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
-        let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    use candle_transformers::models::{gemma2, gemma3, llama, mistral, qwen2, qwen3};
+    let run = |name: &str,
+               config: &Value,
+               weights: VarBuilder,
+               input: &Tensor|
+     -> candle_core::Result<Tensor> {
+        macro_rules! settings {
+            ($type:ty) => {
+                serde_json::from_value::<$type>(config.clone()).unwrap()
+            };
+        }
+        match name {
+            "llama2" | "smollm2" => {
+                let settings = settings!(llama::LlamaConfig).into_config(false);
+                let mut cache = llama::Cache::new(false, DType::F32, &settings, &Device::Cpu)?;
+                llama::Llama::load(weights, &settings)?.forward(input, 0, &mut cache)
+            }
+            "mistral" => mistral::Model::new(&settings!(mistral::Config), weights)?.forward(input, 0),
+            "qwen2" => qwen2::ModelForCausalLM::new(&settings!(qwen2::Config), weights)?.forward(input, 0),
+            "qwen3" => qwen3::ModelForCausalLM::new(&settings!(qwen3::Config), weights)?.forward(input, 0),
+            "gemma2" => gemma2::Model::new(false, &settings!(gemma2::Config), weights)?.forward(input, 0),
+            "gemma3" => gemma3::Model::new(false, &settings!(gemma3::Config), weights)?.forward(input, 0),
+            other => panic!("{other}"),
+        }
+    };
+    let change = |name: &str, config: &mut Value| match name {
+        "qwen2" => {
+            config["sliding_window"] = json!(4096);
+            config["max_window_layers"] = json!(28);
+        }
+        "gemma3" => {
+            config["rope_scaling"] = Value::Null;
+            config["sliding_window_pattern"] = json!(6);
+        }
+        _ => {}
+    };
+    for (name, tokens) in [
+        ("llama2", 21),
+        ("smollm2", 21),
+        ("qwen2", 21),
+        ("qwen3", 21),
+        ("mistral", 8),
+        ("gemma2", 8),
+        ("gemma3", 8),
+    ] {
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * 17 + 3) % 370).collect();
+        let input = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let folder = copy(name);
+        let path = folder.path().join("config.json");
+        edit(&path, |config| change(name, config));
+        let config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let file = folder.path().join("model.safetensors");
+        let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
         let tensors = tensors.into_iter().map(|(k, v)| (k, v.to_dtype(DType::F32).unwrap())).collect();
         let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let theirs = if name == "qwen2" {
-            let count = |key: &str| config[key].as_u64().unwrap() as usize;
-            let settings = qwen2::Config {
-                vocab_size: count("vocab_size"),
-                hidden_size: count("hidden_size"),
-                intermediate_size: count("intermediate_size"),
-                num_hidden_layers: count("num_hidden_layers"),
-                num_attention_heads: count("num_attention_heads"),
-                num_key_value_heads: count("num_key_value_heads"),
-                max_position_embeddings: count("max_position_embeddings"),
-                sliding_window: 4096,
-                max_window_layers: 28,
-                tie_word_embeddings: true,
-                rope_theta: config["rope_theta"].as_f64().unwrap(),
-                rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap(),
-                use_sliding_window: false,
-                hidden_act: candle_nn::Activation::Silu,
-            };
-            let mut model = qwen2::ModelForCausalLM::new(&settings, weights).unwrap();
-            model.forward(&input, 0).unwrap().flatten_all().unwrap()
-        } else {
-            let settings: llama::LlamaConfig = serde_json::from_value(config.clone()).unwrap();
-            let settings = settings.into_config(false);
-            let mut cache = llama::Cache::new(false, DType::F32, &settings, &Device::Cpu).unwrap();
-            let model = llama::Llama::load(weights, &settings).unwrap();
-            model.forward(&input, 0, &mut cache).unwrap().flatten_all().unwrap()
-        };
-        let theirs: Vec<f32> = theirs.to_vec1().unwrap();
-        let ours = logits(&load(&folder), &ids);
+        let theirs = run(name, &config, weights, &input).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
+        let ours = logits(&load(folder.path()), &ids);
         let last = &ours[ours.len() - theirs.len()..];
         let scale = theirs.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
         assert_close(&format!("{name}: candle-transformers"), last, &theirs, 1e-4 * scale);

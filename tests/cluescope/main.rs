@@ -1,6 +1,7 @@
 //! One integration binary; a file per stage.
 
 mod architecture;
+mod attend;
 mod augment;
 mod commands;
 mod contrast;
@@ -9,6 +10,7 @@ mod corpus;
 mod evaluate;
 mod experiment;
 mod families;
+mod fuzzing;
 mod hub;
 #[cfg(all(unix, feature = "kernel"))]
 mod kernel;
@@ -17,3 +19,4 @@ mod loading;
 mod pictures;
 mod report;
 mod train;
+mod traps;

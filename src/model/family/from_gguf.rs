@@ -8,7 +8,8 @@ use crate::model::fields::Fields;
 use crate::model::gguf::Header;
 
 /// The configuration in GGUF metadata. What llama.cpp leaves out of the file, because its code knows it by
-/// the architecture, is filled in here: Gemma's scales, window patterns and local rotary base.
+/// the architecture, is filled in here: Gemma's scales, window patterns, caps and local rotary base. A Mistral 7B v0.1
+/// calls itself `llama` and its file keeps no window: texts above 4,096 tokens are read without one, as llama.cpp does.
 pub(super) fn read(
     family: Family,
     architecture: &str,
@@ -62,7 +63,9 @@ pub(super) fn read(
     if has("rope_factors_long.weight") {
         return Err(Error::model(model, "longrope scaling is not supported"));
     }
-    let window = count("attention.sliding_window")?.filter(|&n| n > 0);
+    // Files from before the keys existed: llama.cpp knows Gemma 2's window and caps by its name.
+    let gemma2 = family == Family::Gemma2;
+    let window = count("attention.sliding_window")?.or(gemma2.then_some(4096)).filter(|&n| n > 0);
     let pattern = count("attention.sliding_window_pattern")?.filter(|&n| n > 0).unwrap_or(6);
     let local_theta = number("rope.freq_base_swa")?.unwrap_or(10_000.0);
     let layer_kinds = (0..layers)
@@ -80,7 +83,9 @@ pub(super) fn read(
     // The 27B models divide by the width of the residual stream a head, the others by the head's own.
     let wide = matches!((family, layers), (Family::Gemma2, 46) | (Family::Gemma3, 62));
     let scale_of = if wide { hidden_size as f32 / heads as f32 } else { head_dim as f32 };
-    let cap = |name: &str| Ok::<_, Error>(number(name)?.map(|cap| cap as f32).filter(|_| gemma));
+    let cap = |name: &str, default: f32| {
+        Ok::<_, Error>(number(name)?.map(|cap| cap as f32).or(gemma2.then_some(default)).filter(|_| gemma))
+    };
     let parallel = family == Family::GptNeox && header.flag(&key("use_parallel_residual"))?.unwrap_or(true);
     Ok(DecoderConfig {
         head_dim,
@@ -112,8 +117,8 @@ pub(super) fn read(
         o_bias: has("blk.0.attn_output.bias"),
         mlp_bias: has("blk.0.ffn_up.bias"),
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
-        attention_softcap: cap("attn_logit_softcapping")?,
-        final_softcap: cap("final_logit_softcapping")?,
+        attention_softcap: cap("attn_logit_softcapping", 50.0)?,
+        final_softcap: cap("final_logit_softcapping", 30.0)?,
         embed_scale: if gemma { (hidden_size as f32).sqrt() } else { 1.0 },
         query_scale: scale_of.powf(-0.5),
         tied_embeddings: !has("output.weight"),
