@@ -66,7 +66,9 @@ pub mod prelude {
     pub use crate::evaluate::{Quiz, QuizResult};
     pub use crate::experiment::{Condition, Outcome, PairRunner, Protocol};
     pub use crate::model::{DecoderConfig, Model};
-    pub use crate::report::{Page, Section, Table, TextPicture, experiment_page};
+    pub use crate::report::{
+        HeatMap, LineChart, Page, ProbeFigure, QuizFigure, Section, Table, TextPicture, experiment_page,
+    };
     pub use crate::tokens::Tokenizer;
     pub use crate::train::{Finetune, Recipe, Run};
 }
