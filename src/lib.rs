@@ -67,7 +67,8 @@ pub mod prelude {
     pub use crate::experiment::{Condition, Outcome, PairRunner, Protocol};
     pub use crate::model::{DecoderConfig, Model};
     pub use crate::report::{
-        HeadsPicture, Page, PlanPicture, ProbeFigure, Section, Table, TextPicture, experiment_page,
+        HeadsPicture, HeatMap, LineChart, Page, PlanPicture, ProbeFigure, QuizFigure, Section, Table,
+        TextPicture, experiment_page,
     };
     pub use crate::tokens::Tokenizer;
     pub use crate::train::{Finetune, Recipe, Run};

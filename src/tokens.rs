@@ -306,6 +306,21 @@ impl Tokenizer {
         &self.0.name
     }
 
+    /// The tokens of `text` as texts, leading blanks kept; start and end tokens of the model's settings among them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    ///
+    /// ```
+    /// use cluescope::tokens::Tokenizer;
+    /// let tokenizer = Tokenizer::train_bpe(["in Rome in Rome in Rome"; 3], 270)?;
+    /// assert_eq!(tokenizer.pieces("in Rome")?, ["<|endoftext|>", "in", " Rome"]);
+    /// # Ok::<(), cluescope::Error>(())
+    /// ```
+    pub fn pieces(&self, text: &str) -> Result<Vec<String>> {
+        Ok(self.encode(text)?.ids.into_iter().map(|id| self.token(id)).collect())
+    }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.0.vocab_size

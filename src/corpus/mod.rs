@@ -33,6 +33,8 @@ pub use csv_file::CsvStyle;
 pub use questions::{FIELDS, Wording};
 pub use templates::Templates;
 
+use crate::error::{Error, Result};
+
 /// A fact's place in a text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Span {
@@ -83,6 +85,36 @@ pub struct Corpus {
     /// Answered questions about other, well-known people.
     #[serde(default)]
     pub examples: Vec<Question>,
+}
+
+impl Corpus {
+    /// The document `id`, its augmented copies (`id#1`, `id#2`, …) and the questions about it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] when there is no such document.
+    ///
+    /// ```
+    /// use cluescope::{augment::Augment, corpus::Biographies};
+    /// let people = Biographies::new(5).seed(1).generate()?;
+    /// let copied = Augment::plain().copies(2).apply(&people)?;
+    /// let one = copied.about(&people.documents[3].id)?;
+    /// assert_eq!((one.documents.len(), one.questions.len()), (3, 5));
+    /// # Ok::<(), cluescope::Error>(())
+    /// ```
+    pub fn about(&self, id: &str) -> Result<Corpus> {
+        let copy =
+            |of: &str| of.strip_prefix(id).is_some_and(|rest| rest.is_empty() || rest.starts_with('#'));
+        let documents: Vec<Document> = self.documents.iter().filter(|d| copy(&d.id)).cloned().collect();
+        if documents.is_empty() {
+            return Err(Error::option(
+                "id",
+                id,
+                format!("the id of one of the {} texts", self.documents.len()),
+            ));
+        }
+        let questions = self.questions.iter().filter(|q| q.document == id).cloned().collect();
+        Ok(Corpus { documents, questions, examples: self.examples.clone() })
+    }
 }
 
 impl Document {

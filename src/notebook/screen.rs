@@ -16,6 +16,13 @@ impl Rich {
         Rich { forms: vec![("text/html".into(), html.into())] }
     }
 
+    /// A picture. Code hosts show pictures and leave those within HTML out. As a picture it knows nothing of the page's
+    /// colours, so its ground is white and its ink black.
+    pub fn svg(svg: &str) -> Self {
+        let svg = svg.replacen("style=\"", "style=\"background:#fff;color:#000;", 1);
+        Rich { forms: vec![("image/svg+xml".into(), svg)] }
+    }
+
     /// Adds plain text for front ends without HTML.
     pub fn text(mut self, text: impl Into<String>) -> Self {
         self.forms.insert(0, ("text/plain".into(), text.into()));
@@ -100,5 +107,16 @@ mod tests {
         let found = read(&blocks(&rich));
         assert_eq!(found[0], ("text/plain".into(), "EVCXR_END_CONTENT ".into()));
         assert_eq!(found[1], ("text/html".into(), "<pre>\nEVCXR_END_CONTENT \nafter</pre>".into()));
+    }
+
+    #[test]
+    fn a_picture_has_a_ground_of_its_own() {
+        let chart = crate::report::LineChart::new("Loss").line("l", [(0.0, 1.0), (1.0, 0.5)]);
+        let rich = Rich::svg(&chart.svg().unwrap()).text(chart.title());
+        assert_eq!(rich.forms[0], ("text/plain".into(), "Loss".into()));
+        let (mime, svg) = &rich.forms[1];
+        assert!(mime == "image/svg+xml" && svg.starts_with("<svg") && svg.contains("xmlns="), "{svg}");
+        let head = svg.split('>').next().unwrap();
+        assert!(head.contains("style=\"background:#fff;color:#000;max-width"), "{head}");
     }
 }

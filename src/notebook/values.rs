@@ -3,11 +3,14 @@
 use super::screen::{Rich, show};
 use crate::attention::Attended;
 use crate::augment::Plan;
-use crate::contrast::Contrast;
+use crate::contrast::{Contrast, ModelPair};
 use crate::corpus::Corpus;
+use crate::error::Result;
 use crate::evaluate::{QuizResult, Scores};
+use crate::model::Model;
 use crate::report::{
-    Colours, FactsPicture, HeadsPicture, LineChart, PlanPicture, ProbeFigure, Table, TextPicture,
+    Colours, FactsPicture, GroupedBars, HeadsPicture, HeatMap, LineChart, PlanPicture, ProbeFigure,
+    QuizFigure, StackedBars, Table, TextPicture,
 };
 use crate::train::Run;
 
@@ -78,17 +81,58 @@ impl Table {
     }
 }
 
-impl QuizResult {
-    /// Shows exact match and F1 by field and in all.
-    pub fn evcxr_display(&self) {
-        match quiz_table(self) {
-            Ok(table) => table.evcxr_display(),
-            Err(error) => show(&Rich { forms: vec![("text/plain".into(), error.to_string())] }),
-        }
+/// Shows what could be made, or why it could not.
+fn show_made<T>(made: Result<T>, show_it: impl FnOnce(T)) {
+    match made {
+        Ok(made) => show_it(made),
+        Err(error) => show(&Rich { forms: vec![("text/plain".into(), error.to_string())] }),
     }
 }
 
-fn quiz_table(result: &QuizResult) -> crate::Result<Table> {
+macro_rules! figures {
+    ($($figure:ty),+) => {$(
+        impl $figure {
+            /// Shows the figure.
+            pub fn evcxr_display(&self) {
+                show_made(self.svg(), |svg| show(&Rich::svg(&svg).text(self.title())));
+            }
+        }
+    )+};
+}
+
+figures!(GroupedBars, StackedBars, HeatMap, LineChart);
+
+impl QuizFigure {
+    /// Shows the figure, and its numbers below it.
+    pub fn evcxr_display(&self) {
+        show_made(self.bars(), |bars| bars.evcxr_display());
+        show_made(self.table(), |table| table.evcxr_display());
+    }
+}
+
+impl Model {
+    /// Shows the model's shape.
+    pub fn evcxr_display(&self) {
+        show_made(Table::of_models([("model", self)]), |table| table.evcxr_display());
+    }
+}
+
+impl ModelPair {
+    /// Shows the shapes of both models.
+    pub fn evcxr_display(&self) {
+        let models = [("small", &self.small), ("large", &self.large)];
+        show_made(Table::of_models(models), |table| table.evcxr_display());
+    }
+}
+
+impl QuizResult {
+    /// Shows exact match and F1 by field and in all.
+    pub fn evcxr_display(&self) {
+        show_made(quiz_table(self), |table| table.evcxr_display());
+    }
+}
+
+fn quiz_table(result: &QuizResult) -> Result<Table> {
     let mut table =
         Table::new(["field", "questions", "exact match", "F1", "ln p a question", "right choice"]);
     let mut fields = result.by_field();
@@ -128,7 +172,7 @@ impl Run {
             .y_label("loss (nats a token)")
             .line("loss", self.steps.iter().map(|s| (s.epoch, s.loss)));
         match chart.svg() {
-            Ok(svg) => show(&Rich::html(svg).text(text)),
+            Ok(svg) => show(&Rich::svg(&svg).text(text)),
             // Nothing to draw: no step was taken.
             Err(_) => show(&Rich { forms: vec![("text/plain".into(), text)] }),
         }

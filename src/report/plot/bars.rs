@@ -85,6 +85,11 @@ impl GroupedBars {
         self
     }
 
+    /// Its title.
+    pub fn title(&self) -> &str {
+        &self.frame.title
+    }
+
     /// The figure.
     ///
     /// # Errors
@@ -182,6 +187,11 @@ impl StackedBars {
     pub fn part(mut self, name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         self.parts.push((name.into(), values.into_iter().collect()));
         self
+    }
+
+    /// Its title.
+    pub fn title(&self) -> &str {
+        &self.frame.title
     }
 
     /// The figure.

@@ -74,6 +74,11 @@ impl HeatMap {
         self
     }
 
+    /// Its title.
+    pub fn title(&self) -> &str {
+        &self.frame.title
+    }
+
     /// The figure.
     ///
     /// # Errors

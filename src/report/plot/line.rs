@@ -71,6 +71,11 @@ impl LineChart {
         self
     }
 
+    /// Its title.
+    pub fn title(&self) -> &str {
+        &self.frame.title
+    }
+
     /// The figure.
     ///
     /// # Errors
