@@ -1,6 +1,7 @@
 //! `cluescope quiz`: asks a model every question of a corpus.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use cluescope::corpus::{Biographies, Corpus, Wording};
 use cluescope::evaluate::Quiz;
@@ -50,9 +51,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .max_new_tokens(args.max_new_tokens)
         .distractors(args.distractors)
         .open_book(args.open_book);
+    let start = Instant::now();
     let mut result = model.quiz(&corpus, quiz)?;
+    let seconds = start.elapsed().as_secs_f64();
     result.provenance.command = super::command_line();
     print!("{result}");
+    println!("{} questions answered in {seconds:.2} s", result.answers.len());
     if let Some(path) = &args.out {
         result.write(path)?;
         println!("{} answers: {}", result.answers.len(), path.display());
