@@ -119,17 +119,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let corpus = Corpus::read(&args.corpus)?;
     let model = args.model.load()?;
     let estimate = finetune.estimate(&model, &corpus)?;
-    eprintln!("memory expected: {estimate}");
-    if let Some(available) = memory::available().filter(|&available| estimate.total() > available) {
+    let peak = estimate.peak();
+    eprintln!("memory expected: {} in all; {estimate}", memory::readable(peak));
+    let more = peak.saturating_sub(memory::resident().unwrap_or(0));
+    if let Some(available) = memory::available().filter(|&available| more > available) {
         eprintln!(
-            "warning: that is more than the {} available; --gradient-checkpointing, a smaller --batch-size or a \
+            "warning: the {} still to come are more than the {} available; --gradient-checkpointing, a smaller --batch-size or a \
              quantised .gguf model need less",
+            memory::readable(more),
             memory::readable(available)
         );
     }
     let mut trained = model.finetune(&corpus, finetune)?;
     trained.provenance.command = super::command_line();
-    args.write(&trained)
+    args.write(&trained, peak)
 }
 
 impl Args {
@@ -210,7 +213,7 @@ impl Args {
         Ok(f)
     }
 
-    fn write(&self, trained: &Run) -> anyhow::Result<()> {
+    fn write(&self, trained: &Run, expected: u64) -> anyhow::Result<()> {
         let mut written = Vec::new();
         let lora = matches!(trained.settings.method, Method::Lora(_));
         if lora {
@@ -250,8 +253,7 @@ impl Args {
             );
         }
         if let Some(peak) = trained.peak_memory {
-            let expected = memory::readable(trained.estimate.total());
-            println!("memory: {} at most, {expected} expected", memory::readable(peak));
+            println!("memory: {} at most, {} expected", memory::readable(peak), memory::readable(expected));
         }
         for path in written {
             println!("{}", path.display());

@@ -47,19 +47,66 @@ struct Header {
 }
 
 /// What a run has recorded so far.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Bits", into = "Bits")]
 pub(super) struct History {
     /// One record a step.
     pub(super) steps: Vec<StepRecord>,
     /// Step and loss of the looks at held-out texts.
-    #[serde(default)]
     pub(super) probes: Vec<(usize, f64)>,
     /// Losses on the texts evaluated on.
-    #[serde(default)]
     pub(super) evaluations: Vec<Evaluation>,
 }
 
-const VERSION: u32 = 1;
+/// A [`History`] as it is written: a fraction as the bits of its f64, because decimal numbers come back from JSON up to one
+/// unit in the last place off.
+#[derive(Clone, Serialize, Deserialize)]
+struct Bits {
+    /// step, epoch, loss, learning_rate, grad_norm, tokens
+    steps: Vec<[u64; 6]>,
+    /// step, loss
+    probes: Vec<[u64; 2]>,
+    /// step, epoch, loss
+    evaluations: Vec<[u64; 3]>,
+}
+
+impl From<History> for Bits {
+    fn from(history: History) -> Bits {
+        let step = |s: StepRecord| {
+            let fractions = [s.epoch, s.loss, s.learning_rate, s.grad_norm].map(f64::to_bits);
+            [s.step as u64, fractions[0], fractions[1], fractions[2], fractions[3], s.tokens as u64]
+        };
+        let evaluation = |e: Evaluation| [e.step as u64, e.epoch.to_bits(), e.loss.to_bits()];
+        Bits {
+            steps: history.steps.into_iter().map(step).collect(),
+            probes: history.probes.into_iter().map(|(step, loss)| [step as u64, loss.to_bits()]).collect(),
+            evaluations: history.evaluations.into_iter().map(evaluation).collect(),
+        }
+    }
+}
+
+impl From<Bits> for History {
+    fn from(bits: Bits) -> History {
+        let f = f64::from_bits;
+        let step = |[step, epoch, loss, learning_rate, grad_norm, tokens]: [u64; 6]| StepRecord {
+            step: step as usize,
+            epoch: f(epoch),
+            loss: f(loss),
+            learning_rate: f(learning_rate),
+            grad_norm: f(grad_norm),
+            tokens: tokens as usize,
+        };
+        let evaluation =
+            |[step, epoch, loss]: [u64; 3]| Evaluation { step: step as usize, epoch: f(epoch), loss: f(loss) };
+        History {
+            steps: bits.steps.into_iter().map(step).collect(),
+            probes: bits.probes.into_iter().map(|[step, loss]| (step as usize, f(loss))).collect(),
+            evaluations: bits.evaluations.into_iter().map(evaluation).collect(),
+        }
+    }
+}
+
+const VERSION: u32 = 2;
 const METADATA: &str = "cluescope";
 
 /// Where a run's state lies in `folder`.
@@ -253,5 +300,40 @@ impl Identity {
             return Some("its texts are others".to_string());
         }
         (self.held_out != now.held_out).then(|| "the texts it evaluates on are others".to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_keep_every_bit_and_numbers_that_json_has_no_word_for() {
+        // The first was read back as 3.736404098163951 when it was written in decimal.
+        let losses = [3.7364040981639515, f64::NAN, f64::INFINITY, 0.1 + 0.2, f64::MIN_POSITIVE];
+        let history = History {
+            steps: losses
+                .iter()
+                .enumerate()
+                .map(|(step, &loss)| StepRecord {
+                    step,
+                    epoch: loss / 3.0,
+                    loss,
+                    learning_rate: 5e-4 / 7.0,
+                    grad_norm: loss * 1.7,
+                    tokens: 99,
+                })
+                .collect(),
+            probes: losses.iter().map(|&loss| (7, loss)).collect(),
+            evaluations: losses.iter().map(|&loss| Evaluation { step: 3, epoch: 0.3, loss }).collect(),
+        };
+        let text = serde_json::to_string(&history).unwrap();
+        let read: History = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        for (step, &loss) in read.steps.iter().zip(&losses) {
+            assert_eq!(step.loss.to_bits(), loss.to_bits());
+        }
+        assert_eq!(read.evaluations[0], history.evaluations[0]);
+        assert_eq!(read.probes[0], history.probes[0]);
     }
 }

@@ -7,7 +7,7 @@ use super::params::{Finetune, Method, Settings};
 use super::trainer::prepare;
 use crate::corpus::Corpus;
 use crate::error::Result;
-use crate::memory::readable;
+use crate::memory::{self, readable};
 use crate::model::Model;
 
 /// Memory a run is expected to need, in bytes, from the shapes of the model and of the largest batch the texts can make.
@@ -32,6 +32,13 @@ impl MemoryEstimate {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights + self.trainable + self.gradients + self.optimizer + self.activations
+    }
+
+    /// What this process will hold at most, the model being loaded: what it holds now (the program, its tokenizer, the
+    /// weights) and all but the weights. [`MemoryEstimate::total`] where the system does not tell.
+    pub fn peak(&self) -> u64 {
+        let now = memory::resident().unwrap_or(self.weights);
+        now.max(self.weights) + self.total() - self.weights
     }
 
     pub(super) fn new(model: &Model, settings: &Settings, examples: &[Example]) -> Result<MemoryEstimate> {

@@ -257,7 +257,7 @@ impl Training<'_> {
         let total = self.plan.total;
         let (label, earlier) = (format!("fine-tuning {}", engine.model.name()), history.steps.len() as u64);
         let progress = Progress::resume(label, total as u64, "steps", earlier);
-        progress.note(format!("about {} of memory", memory::readable(estimate.total())));
+        progress.note(format!("about {} of memory", memory::readable(estimate.peak())));
         let rate = settings.rate(total);
         let curve = |record: &StepRecord| {
             progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
