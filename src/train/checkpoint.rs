@@ -96,8 +96,11 @@ impl From<Bits> for History {
             grad_norm: f(grad_norm),
             tokens: tokens as usize,
         };
-        let evaluation =
-            |[step, epoch, loss]: [u64; 3]| Evaluation { step: step as usize, epoch: f(epoch), loss: f(loss) };
+        let evaluation = |[step, epoch, loss]: [u64; 3]| Evaluation {
+            step: step as usize,
+            epoch: f(epoch),
+            loss: f(loss),
+        };
         History {
             steps: bits.steps.into_iter().map(step).collect(),
             probes: bits.probes.into_iter().map(|[step, loss]| (step as usize, f(loss))).collect(),
