@@ -233,7 +233,7 @@ fn the_command_reads_every_corpus_and_writes_both_formats() {
     ]);
     assert_eq!(code, 0, "{progress}");
     assert!(said.starts_with("2 texts: "), "{said}");
-    assert!(progress.contains(" tokens (") && progress.contains("/s)"), "plain lines in a pipe: {progress}");
+    assert!(progress.contains(" tokens (") && progress.contains("/s"), "plain lines in a pipe: {progress}");
     let found = lines(Path::new(&path("a.jsonl")));
     let text = "Ann Øst was born in Rome. She worked at Acme.";
     let tokenizer = crate::families::load(&fixture("smollm2")).tokenizer().clone();
