@@ -64,7 +64,7 @@ pub(super) fn provenance(large: &Side, small: &Side, options: &Contrasting, alig
     }
     let target = options.onto.as_ref().unwrap_or(&small.tokenizer);
     let tokens = if aligned {
-        format!("aligned to {} ({})", target.name(), target.hash())
+        format!("aligned to {} ({})", folder_and_file(target.name()), target.hash())
     } else {
         "the models'".into()
     };
@@ -145,4 +145,9 @@ impl Contrast {
             provenance: self.provenance.clone(),
         }
     }
+}
+
+/// The last two parts of a path: which file it is, not where this machine keeps it.
+fn folder_and_file(name: &str) -> &str {
+    name.rmatch_indices('/').nth(1).map_or(name, |(at, _)| &name[at + 1..])
 }
