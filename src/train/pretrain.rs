@@ -63,7 +63,7 @@ pub struct Recipe {
     pub max_positions: usize,
     /// Tokens of the byte-level BPE vocabulary.
     pub vocab_size: usize,
-    /// Heads of the first block that begin by looking at the token before; see [`look_back`].
+    /// Heads of the first block that begin by looking at the token before, which is what copying needs first.
     pub look_back_heads: usize,
     /// Texts the vocabulary is learned from.
     pub tokenizer_texts: usize,
