@@ -161,7 +161,9 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
         }
         let _ = events.send(Item::Event(event));
     });
-    let mut session = Session::start(workplace, prelude.clone(), sink)?;
+    // As in Jupyter, where a notebook's relative paths start in its folder.
+    let home = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut session = Session::start(workplace, prelude.clone(), home, sink)?;
     let handle = session.handle();
     *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
     let alive = Arc::new(());
