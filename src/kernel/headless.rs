@@ -32,7 +32,7 @@ pub struct RunOptions {
     pub check: bool,
 }
 
-/// Runs each of `notebooks` in a fresh engine, in the notebook's own folder. `say` gets a line for every notebook and for the
+/// Runs each of `notebooks` in a fresh engine. `say` gets a line for every notebook and for the
 /// build of the library, where one is due.
 ///
 /// # Errors
@@ -46,25 +46,18 @@ pub fn run_notebooks(
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let prelude = Prelude::find_or_build(workplace.toolchain(), say)?;
-    let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io(path));
-    let out = options.out.as_deref().map(absolute).transpose()?;
-    let places = notebooks.iter().map(|path| absolute(path)).collect::<Result<Vec<_>>>()?;
-    for (path, place) in notebooks.iter().zip(&places) {
-        // Cells work in the notebook's folder, as under Jupyter.
-        if let Some(folder) = place.parent() {
-            std::env::set_current_dir(folder).map_err(Error::io(folder))?;
-        }
+    for path in notebooks {
         let start = std::time::Instant::now();
-        let mut notebook: Value = serde_json::from_str(&files::read_text(place)?)
+        let mut notebook: Value = serde_json::from_str(&files::read_text(path)?)
             .map_err(|e| Error::format(path, format!("line {}", e.line()), format!("not a notebook: {e}")))?;
         let before = notebook.clone();
         set_parameters(&mut notebook, &options.parameters);
         name_kernel(&mut notebook);
         let outcome = execute(workplace, &prelude, &mut notebook, path);
         if !options.check {
-            let target = match &out {
-                Some(folder) => folder.join(place.file_name().unwrap_or_default()),
-                None => place.clone(),
+            let target = match &options.out {
+                Some(folder) => folder.join(path.file_name().unwrap_or_default()),
+                None => path.clone(),
             };
             write(&target, &notebook)?;
         }
@@ -168,7 +161,9 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
         }
         let _ = events.send(Item::Event(event));
     });
-    let mut session = Session::start(workplace, prelude.clone(), sink)?;
+    // As in Jupyter, where a notebook's relative paths start in its folder.
+    let home = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut session = Session::start(workplace, prelude.clone(), home, sink)?;
     let handle = session.handle();
     *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.clone());
     let alive = Arc::new(());

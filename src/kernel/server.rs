@@ -591,7 +591,7 @@ fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jo
     });
     let mut say = |line: &str| sink(Event::Text(Stream::Err, format!("{line}\n")));
     let mut session = Prelude::find_or_build(workplace.toolchain(), &mut say)
-        .and_then(|prelude| Session::start(workplace, prelude, sink.clone()));
+        .and_then(|prelude| Session::start(workplace, prelude, None, sink.clone()));
     if let Ok(session) = &session {
         let _ = outlets.handle.set(session.handle());
     }

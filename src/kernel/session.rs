@@ -245,11 +245,17 @@ fn signal_group(group: i32, number: i32) {
 }
 
 impl Session {
-    /// Starts an engine whose cells' output goes to `events`. Takes about half a second.
+    /// Starts an engine whose cells' output goes to `events` and whose relative paths start in `place`, or where this
+    /// process works. Takes about half a second.
     ///
     /// # Errors
     /// When a file cannot be made or the first, empty cell does not run.
-    pub fn start(workplace: &Workplace, prelude: Prelude, events: Sink) -> Result<Session> {
+    pub fn start(
+        workplace: &Workplace,
+        prelude: Prelude,
+        place: Option<&Path>,
+        events: Sink,
+    ) -> Result<Session> {
         let in_use = prelude.hold()?;
         let folder = workplace.folder.path();
         let link = folder.join("prelude");
@@ -269,6 +275,9 @@ impl Session {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
             };
+        }
+        if let Some(place) = place {
+            command.current_dir(place);
         }
         // The engine prints nothing of its own; both channels stay empty.
         let (engine, _outputs) = EvalContext::with_subprocess_command(command)

@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::evaluate::{QuizResult, Scores};
 use crate::model::Model;
 use crate::report::{
-    Colours, FactsPicture, GroupedBars, HeadsPicture, HeatMap, LineChart, PlanPicture, ProbeFigure,
-    QuizFigure, StackedBars, Table, TextPicture,
+    Colours, DropFigure, FactsPicture, GroupedBars, HeadsPicture, HeatMap, LineChart, PlanPicture,
+    ProbeFigure, QuizFigure, StackedBars, Table, TextPicture,
 };
 use crate::train::Run;
 
@@ -101,6 +101,14 @@ macro_rules! figures {
 }
 
 figures!(GroupedBars, StackedBars, HeatMap, LineChart);
+
+impl DropFigure {
+    /// Shows the figure, and its numbers below it.
+    pub fn evcxr_display(&self) {
+        show_made(self.bars(), |bars| bars.evcxr_display());
+        show_made(self.table(), |table| table.evcxr_display());
+    }
+}
 
 impl QuizFigure {
     /// Shows the figure, and its numbers below it.
