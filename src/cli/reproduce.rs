@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use cluescope::Error;
+use cluescope::augment::Augment;
 use cluescope::contrast::{ModelPair, load_model};
 use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
@@ -202,7 +203,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         runner = runner.texts(own.reported, own.tuning, own.held_out.documents);
     }
     let mut outcome = experiment::run(&protocol, out.join("cells"), &mut runner)?;
-    let where_they_look = clues(runner.contrast()?, protocol.alphas[0], protocol.betas[0])?;
+    let contrast = runner.contrast()?.clone();
+    let (alpha, beta) = method(&outcome);
+    let plan = Augment::by_contrast(&contrast).alpha(alpha).beta(beta).plan(runner.corpus())?;
+    let where_they_look = clues(&contrast, &plan)?;
     let summary = outcome.summary(&Bootstrap::default())?;
     let mut files = outcome.write(&out, &summary)?;
     let people = out.join("texts.jsonl");
@@ -221,6 +225,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     println!("total time {spent}");
     Ok(())
+}
+
+/// α and β of the paper's method: those chosen, or the first of each where it is not among the conditions.
+fn method(outcome: &Outcome) -> (f64, f64) {
+    let cell = outcome.rows.iter().map(|row| &row.cell).find(|c| c.condition == Condition::AttentionDifference);
+    let of = |chosen: Option<f64>, first: f64| chosen.unwrap_or(first);
+    let (alpha, beta) = (outcome.protocol.alphas[0], outcome.protocol.betas[0]);
+    (of(cell.and_then(|c| c.alpha), alpha), of(cell.and_then(|c| c.beta), beta))
 }
 
 /// Where the results came from: the command, this machine, and the time it took.

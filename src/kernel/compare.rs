@@ -39,12 +39,13 @@ type Seen = (String, String);
 /// Compares the outputs of all cells.
 ///
 /// # Errors
-/// [`Error::Stopped`] with the first difference; [`Error::Format`] for a tag that is not understood.
+/// [`Error::Stopped`] with the first difference of each cell; [`Error::Format`] for a tag that is not understood.
 pub(super) fn compare(before: &Value, after: &Value, path: &Path) -> Result<()> {
     let cells = |notebook: &Value| -> Vec<Value> {
         let cells = notebook["cells"].as_array().into_iter().flatten();
         cells.filter(|c| c["cell_type"] == "code" && !has_tag(c, "injected-parameters")).cloned().collect()
     };
+    let mut differences = Vec::new();
     for (index, (old, new)) in cells(before).iter().zip(cells(after)).enumerate() {
         let place = format!("code cell {}", index + 1);
         let demand = demand(old).map_err(|tag| {
@@ -54,11 +55,12 @@ pub(super) fn compare(before: &Value, after: &Value, path: &Path) -> Result<()> 
                 format!("the tag `{tag}` is none of: exact, tolerance, tolerance=NUMBER, interval"),
             )
         })?;
-        difference(&seen(old), &seen(&new), demand).map_or(Ok(()), |what| {
-            Err(Error::Stopped(format!("{}: {place} shows something else now: {what}", path.display())))
-        })?;
+        differences.extend(
+            difference(&seen(old), &seen(&new), demand)
+                .map(|what| format!("{}: {place} shows something else now: {what}", path.display())),
+        );
     }
-    Ok(())
+    if differences.is_empty() { Ok(()) } else { Err(Error::Stopped(differences.join("\n"))) }
 }
 
 fn demand(cell: &Value) -> std::result::Result<Demand, String> {

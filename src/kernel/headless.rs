@@ -16,6 +16,7 @@ use super::prelude::Prelude;
 use super::session::{CellError, GRACE, Session, Sink, Workplace};
 use super::stream::Event;
 use super::syntax;
+use super::types;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::progress::check_interrupt;
@@ -25,7 +26,8 @@ use crate::progress::check_interrupt;
 pub struct RunOptions {
     /// Folder for the executed notebooks; none: each replaces its file.
     pub out: Option<PathBuf>,
-    /// `NAME` and `VALUE`, a Rust expression: set after the cell tagged `parameters`, or first.
+    /// `NAME` and `VALUE`, a Rust expression: set after the cell tagged `parameters`, with the type declared there, or
+    /// first.
     pub parameters: Vec<(String, String)>,
     /// Write nothing; fail when an output differs from the one in the file, by as much as the
     /// cell's tag allows: `exact` (as without a tag), `tolerance`, `tolerance=0.01`, `interval`.
@@ -36,9 +38,9 @@ pub struct RunOptions {
 /// build of the library, where one is due.
 ///
 /// # Errors
-/// [`Error::Stopped`] with the cell and its message at the first failing cell, or with the first
-/// difference; the notebook as far as it got is still written. [`Error::Interrupted`] after
-/// [`crate::progress::interrupt`].
+/// [`Error::Stopped`] with the cell and its message at the first failing cell; the notebook as far as it got is
+/// still written. With `check`, [`Error::Stopped`] after the last notebook with all that failed or differed.
+/// [`Error::Interrupted`] after [`crate::progress::interrupt`].
 pub fn run_notebooks(
     workplace: &Workplace,
     notebooks: &[PathBuf],
@@ -46,6 +48,7 @@ pub fn run_notebooks(
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let prelude = Prelude::find_or_build(workplace.toolchain(), say)?;
+    let mut found = Vec::new();
     for path in notebooks {
         let start = std::time::Instant::now();
         let mut notebook: Value = serde_json::from_str(&files::read_text(path)?)
@@ -61,13 +64,19 @@ pub fn run_notebooks(
             };
             write(&target, &notebook)?;
         }
-        let cells = outcome?;
-        if options.check {
-            compare(&before, &notebook, path)?;
+        let outcome = match outcome {
+            Ok(cells) if options.check => compare(&before, &notebook, path).map(|()| cells),
+            other => other,
+        };
+        match outcome {
+            Ok(cells) => {
+                say(&format!("{}: {cells} cells, {:.1} s", path.display(), start.elapsed().as_secs_f64()));
+            }
+            Err(Error::Stopped(what)) if options.check => found.push(what),
+            Err(error) => return Err(error),
         }
-        say(&format!("{}: {cells} cells, {:.1} s", path.display(), start.elapsed().as_secs_f64()));
     }
-    Ok(())
+    if found.is_empty() { Ok(()) } else { Err(Error::Stopped(found.join("\n\n"))) }
 }
 
 fn write(path: &Path, notebook: &Value) -> Result<()> {
@@ -84,7 +93,16 @@ fn set_parameters(notebook: &mut Value, parameters: &[(String, String)]) {
     if parameters.is_empty() {
         return;
     }
-    let source: String = parameters.iter().map(|(name, value)| format!("let {name} = {value};\n")).collect();
+    // `let n: usize = 2;` in the notebook means that a new `n` is a `usize` too.
+    let declared = notebook["cells"].as_array().into_iter().flatten().filter(|c| has_tag(c, "parameters"));
+    let declared: String = declared.map(|cell| joined(&cell["source"]) + "\n").collect();
+    let source: String = parameters
+        .iter()
+        .map(|(name, value)| match types::declared(&declared, name) {
+            Some(type_name) => format!("let {name}: {type_name} = {value};\n"),
+            None => format!("let {name} = {value};\n"),
+        })
+        .collect();
     let mut cell = json!({
         "cell_type": "code", "execution_count": null,
         "metadata": { "tags": ["injected-parameters"] }, "outputs": [], "source": lines(&source)
@@ -329,7 +347,7 @@ mod tests {
     fn parameters_follow_their_cell() {
         let mut notebook = json!({ "cells": [
             { "cell_type": "markdown", "source": "x" },
-            { "cell_type": "code", "metadata": { "tags": ["parameters"] }, "source": "let n = 1;" },
+            { "cell_type": "code", "metadata": { "tags": ["parameters"] }, "source": "let m = 2;\nlet n: usize = 1;" },
             { "cell_type": "code", "metadata": {}, "source": "n" }
         ] });
         for _ in 0..2 {
@@ -341,6 +359,6 @@ mod tests {
         assert_eq!(notebook["cells"][2]["id"], "injected-parameters");
         let cells = notebook["cells"].as_array().unwrap();
         assert_eq!(cells.len(), 4);
-        assert_eq!(joined(&cells[2]["source"]), "let n = 5;\n");
+        assert_eq!(joined(&cells[2]["source"]), "let n: usize = 5;\n");
     }
 }

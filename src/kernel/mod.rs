@@ -78,6 +78,7 @@ pub use stream::{Event, Stream};
 // Named so that each is inside the prebuilt library even before a stage uses it: a cell that names
 // a crate which is not would be linked against a copy of its own.
 use candle_nn as _;
+#[cfg(feature = "kernel")]
 use candle_transformers as _;
 use csv as _;
 use half as _;

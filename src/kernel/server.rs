@@ -422,13 +422,18 @@ impl Server {
         (Some(reply), abort)
     }
 
-    /// An answer of the engine's thread that is of use only if it comes soon; while the engine still
-    /// starts there is none.
+    /// An answer of the engine's thread that is of use only if it comes soon; while the engine is being
+    /// prepared there may be none.
     async fn quick<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
-        self.outlets.handle.get()?;
-        let (reply, answer) = oneshot::channel();
-        self.jobs.send(job(reply)).ok()?;
-        tokio::time::timeout(ANSWER, answer).await.ok()?.ok()
+        let answer = async {
+            while self.outlets.handle.get().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let (reply, answer) = oneshot::channel();
+            self.jobs.send(job(reply)).ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(ANSWER, answer).await.ok()?
     }
 
     /// Runs code on the engine's thread; `None` when the kernel is told to stop meanwhile.

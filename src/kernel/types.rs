@@ -24,6 +24,17 @@ struct Untyped {
     names: Vec<(String, bool)>,
 }
 
+/// The type that `code` writes down for the variable `name`; of several the last.
+pub(super) fn declared(code: &str, name: &str) -> Option<String> {
+    let file = SourceFile::parse(&format!("fn cell() {{\n{}\n}}\n", without_commands(code)), Edition::Edition2024);
+    let lets = file.tree().syntax().descendants().filter_map(ast::LetStmt::cast).collect::<Vec<_>>();
+    let of_name = |statement: &&ast::LetStmt| match statement.pat() {
+        Some(ast::Pat::IdentPat(pattern)) => pattern.name().is_some_and(|found| found.text() == name),
+        _ => false,
+    };
+    lets.iter().rfind(of_name)?.ty().map(|ty| ty.syntax().text().to_string())
+}
+
 /// The code with a variable that rust-analyzer cannot type, so that the engine runs its check; or
 /// `None` when no variable needs a type.
 pub(super) fn with_probe(code: &str) -> Option<String> {
@@ -179,6 +190,14 @@ mod tests {
             ":dep regex = \"1\"\nlet (a, mut b) = f(); let a: i32 = a; let mut b: std::vec::Vec<f64> = b;\n\
              let c: u8 = 1; { let inner = 2; }\nlet d: Vec<_> = g(); let d: std::vec::Vec<u8> = d;\na + 1"
         );
+    }
+
+    #[test]
+    fn types_that_are_written_down() {
+        let code = ":dep regex\nlet n: usize = 2; let m = 3;\nlet mut v: Vec<(u8, &str)> = vec![];";
+        assert_eq!(declared(code, "n").as_deref(), Some("usize"));
+        assert_eq!(declared(code, "v").as_deref(), Some("Vec<(u8, &str)>"));
+        assert_eq!((declared(code, "m"), declared(code, "x")), (None, None));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where the two models look, and what dropout makes of it: the paper's Figures 2, 3 and 4 as one section of a page.
 
-use super::{ProbeFigure, Section, TextPicture};
+use super::{PlanPicture, ProbeFigure, Section, TextPicture};
+use crate::augment::Plan;
 use crate::contrast::{Contrast, Row};
 use crate::error::Result;
 
@@ -8,12 +9,12 @@ use crate::error::Result;
 const TEXTS: usize = 3;
 
 /// The section: for each probed field which tokens the models look at from the word before it (Figure 2) and which the large
-/// one looks at more than the small one (Figure 3), then the first texts, coloured by the difference, with each token's
-/// probability of being dropped at α and β (Figure 4).
+/// one looks at more than the small one (Figure 3), then the first texts, coloured by the difference and by the probability with
+/// which `plan` drops each token (Figure 4).
 ///
 /// # Errors
 /// When a figure cannot be drawn.
-pub fn clues(contrast: &Contrast, alpha: f64, beta: f64) -> Result<Section> {
+pub fn clues(contrast: &Contrast, plan: &Plan) -> Result<Section> {
     let mut fields: Vec<&String> = contrast.texts.iter().flat_map(|text| text.probe.keys()).collect();
     // As the texts tell them, the nearest to the name first.
     let place = |field: &String| {
@@ -38,11 +39,11 @@ pub fn clues(contrast: &Contrast, alpha: f64, beta: f64) -> Result<Section> {
             },
         );
     }
-    let texts = TextPicture::of(contrast).dropout(alpha, beta).first(TEXTS);
+    let texts = TextPicture::of(contrast).first(TEXTS);
+    let plan = PlanPicture::of(plan).first(TEXTS);
     Ok(section
-        .paragraph(format!(
-            "The first texts, coloured by the large model's attention minus the small one's. A token's note gives its rank and its \
-             probability of being dropped at alpha {alpha} and beta {beta} (Figure 4)."
-        ))
-        .raw(texts.fragment()))
+        .paragraph("The first texts, coloured by the large model's attention minus the small one's:")
+        .raw(texts.fragment())
+        .paragraph("The same texts, coloured by what dropout makes of it (Figure 4):")
+        .raw(plan.fragment()))
 }

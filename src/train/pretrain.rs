@@ -141,7 +141,7 @@ impl Recipe {
             ..before.clone()
         };
         let second = again("nano-large-second", 700, 0.3, &first);
-        again("nano-large", 450, 0.15, &second)
+        again("nano-large", 1200, 0.15, &second)
     }
 
     fn config(&self, tokenizer: &Tokenizer) -> DecoderConfig {

@@ -168,11 +168,20 @@ pub(super) fn wait<F: Future>(future: F) -> F::Output {
 }
 
 impl Client {
-    /// Seconds from the interrupt to the reply.
+    /// Seconds from the interrupt to the reply. The interrupt comes `delay` after the code began to run, by when that
+    /// may be: compiling it takes its time on a busy machine.
     pub(super) async fn interrupted_after(&mut self, code: &str, delay: Duration) -> f64 {
-        let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
+        let code = format!("println!(\"begun\");\n{code}");
+        let request = JupyterMessage::new(ExecuteRequest::new(code), None);
         let id = request.header.msg_id.clone();
         self.shell.send(request).await.unwrap();
+        loop {
+            let message = self.iopub.read().await.unwrap();
+            let ours = message.parent_header.as_ref().is_some_and(|h| h.msg_id == id);
+            if ours && matches!(&message.content, Content::StreamContent(s) if s.text.contains("begun")) {
+                break;
+            }
+        }
         tokio::time::sleep(delay).await;
         let start = Instant::now();
         self.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();

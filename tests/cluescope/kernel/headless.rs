@@ -37,7 +37,7 @@ fn notebooks_run_compare_and_fail_where_they_should() {
         &notebook,
         &[
             json!({ "cell_type": "markdown", "metadata": {}, "source": "# A notebook" }),
-            code("use cluescope::prelude::*;\nlet n = 2;", &["parameters"]),
+            code("use cluescope::prelude::*;\nlet n: usize = 2;", &["parameters"]),
             code("let people = Biographies::new(n).seed(1).generate()?;\npeople.documents.len()", &["exact"]),
             code("println!(\"now {}\", 1.0 + std::process::id() as f64 * 1e-9);", &["tolerance=0.1"]),
             code(

@@ -113,8 +113,10 @@ fn signature(key: &str, parts: &[Vec<u8>]) -> Vec<u8> {
 
 /// Messages wrong in every way, half of them rightly signed.
 fn malformed(number: usize, key: &str) -> Vec<Vec<u8>> {
+    // A parent that is none is overlooked and the request answered, so that one must be cheap.
+    let request = if number % 10 == 8 { "comm_info_request" } else { "execute_request" };
     let header = format!(
-        r#"{{"msg_id":"m{number}","session":"s","username":"u","date":"2026-01-01T00:00:00Z","msg_type":"execute_request","version":"5.3"}}"#
+        r#"{{"msg_id":"m{number}","session":"s","username":"u","date":"2026-01-01T00:00:00Z","msg_type":"{request}","version":"5.3"}}"#
     );
     let content = r#"{"code":"1","silent":false,"store_history":true,"user_expressions":{},"allow_stdin":false,"stop_on_error":true}"#;
     let mut parts: Vec<Vec<u8>> = vec![header.into(), "{}".into(), "{}".into(), content.into()];

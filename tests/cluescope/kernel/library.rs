@@ -67,7 +67,7 @@ fn training_draws_its_loss() {
             updates.iter().filter(|html| html.contains("<svg") && html.contains("loss (nats a token)"));
         assert!(with_curve.count() >= 2, "{updates:#?}");
         let last = updates.last().unwrap();
-        assert!(last.contains("<svg") && !last.contains("/s"), "{last}");
+        assert!(last.contains("<svg") && !last.contains("tokens/s"), "{last}");
         // The value itself is a picture.
         let shown = kernel.run("run").await.good();
         assert!(html(shown.of("execute_result").next().unwrap()).contains("<svg"));
@@ -82,7 +82,7 @@ fn library_work_stops_within_a_second_and_everything_stays() {
         kernel.run(MODEL).await.good();
         for work in [
             "let run = model.finetune(&people, Finetune::lora(8).epochs(50))?;",
-            "let attended = Attend::default().run(&model, &people)?;",
+            "let attended = model.attend(&people.documents, &Attend::default())?;",
             "let answers = model.quiz(&people, Quiz::few_shot(5))?;",
             "let texts = model.generate(&vec![vec![1; 64]; 32], &cluescope::model::Generate { max_new_tokens: 900, stop_at_newline: false })?;",
         ] {
