@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// How the biographies are written: paper, permuted, full_name, varied
     #[arg(long, conflicts_with = "corpus")]
     texts: Option<Texts>,
+    /// Biographies of each person
+    #[arg(long, conflicts_with = "corpus")]
+    per_person: Option<usize>,
     /// People trained on and asked about
     #[arg(long, conflicts_with = "corpus")]
     people: Option<usize>,
@@ -131,6 +134,7 @@ impl Args {
         set(&mut p.people, self.people);
         set(&mut p.tuning_people, self.tuning_people);
         set(&mut p.texts, self.texts);
+        set(&mut p.per_person, self.per_person);
         set(&mut p.copies, self.copies);
         set(&mut p.epochs, self.epochs);
         set(&mut p.seeds, self.seeds.clone());

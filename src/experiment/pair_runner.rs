@@ -139,20 +139,28 @@ impl PairRunner {
 
     fn generate(&mut self, protocol: &Protocol) -> Result<()> {
         let (people, tuning, held_out) = (protocol.people, protocol.tuning_people, protocol.held_out);
-        self.report = Group::new(biographies(protocol, protocol.texts, "test", people, 0)?);
-        self.tune = Group::new(biographies(protocol, protocol.texts, "validation", tuning, 0)?);
+        let taught = |split, n| biographies(protocol, protocol.texts, protocol.per_person, split, n, 0);
+        self.report = Group::new(taught("test", people)?);
+        self.tune = Group::new(taught("validation", tuning)?);
         // Other sentences than those trained on: what is measured is what was forgotten, not what was practised.
         let other = if protocol.texts == Texts::Varied { Texts::Paper } else { Texts::Varied };
-        self.held_out = biographies(protocol, other, "validation", held_out, tuning)?.documents;
+        self.held_out = biographies(protocol, other, 1, "validation", held_out, tuning)?.documents;
         Ok(())
     }
 }
 
-fn biographies(protocol: &Protocol, texts: Texts, split: &str, n: usize, offset: usize) -> Result<Corpus> {
+fn biographies(
+    protocol: &Protocol,
+    texts: Texts,
+    each: usize,
+    split: &str,
+    n: usize,
+    offset: usize,
+) -> Result<Corpus> {
     if n == 0 {
         return Ok(Corpus::default());
     }
-    let people = Biographies::new(n).seed(protocol.people_seed).split(split).offset(offset);
+    let people = Biographies::new(n).per_person(each).seed(protocol.people_seed).split(split).offset(offset);
     let people = match texts {
         Texts::Paper => people,
         Texts::Permuted => people.permute_sentences(true),

@@ -55,6 +55,8 @@ pub struct Protocol {
     pub corpus: Option<String>,
     /// How the biographies are written.
     pub texts: Texts,
+    /// Biographies of each person; from the second on they differ only where `texts` leaves something to chance.
+    pub per_person: usize,
     /// People trained on and asked about.
     pub people: usize,
     /// Seed of the generated people; the people for tuning and held-out texts follow from it and are others.
@@ -128,6 +130,7 @@ impl Protocol {
             conditions: Condition::MAIN.to_vec(),
             corpus: None,
             texts: Texts::Paper,
+            per_person: 1,
             people_seed: 2024,
             tuning_seed: 0,
             criterion: Criterion::ChoiceAccuracy,
@@ -147,6 +150,7 @@ impl Protocol {
     pub fn validate(&self) -> Result<()> {
         let counts = [
             ("people", self.people, 2),
+            ("per_person", self.per_person, 1),
             ("copies", self.copies, 1),
             ("epochs", self.epochs, 1),
             ("batch_size", self.batch_size, 1),
@@ -241,8 +245,10 @@ impl Protocol {
         let people = match &self.corpus {
             Some(corpus) => format!("{} texts of {corpus}", self.people),
             None => {
-                let (n, seed, texts) = (self.people, self.people_seed, self.texts.name());
-                format!("{n} (generated, seed {seed}), {texts} texts, 5 questions each")
+                let (n, seed, each, texts) =
+                    (self.people, self.people_seed, self.per_person, self.texts.name());
+                let texts = if each == 1 { format!("{texts} text") } else { format!("{each} {texts} texts") };
+                format!("{n} (generated, seed {seed}), {texts} and 5 questions each")
             }
         };
         let third = self.third.as_ref().map_or(String::new(), |third| format!(", third model {third}"));

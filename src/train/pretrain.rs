@@ -130,18 +130,19 @@ impl Recipe {
             learning_rate: 2.5e-3,
             ..small
         };
-        // More layers need longer to read as well as the small model does: two further cycles, with ever fewer residents.
-        let again = |name: &str, steps, resident_share, before: &Recipe| Recipe {
+        // More layers need longer to read as well as the small model does: three further cycles, with ever fewer residents.
+        let again = |name: &str, steps, learning_rate, resident_share, before: &Recipe| Recipe {
             name: name.into(),
             steps,
-            learning_rate: 1.5e-3,
+            learning_rate,
             warmup_ratio: 0.05,
             mixture: Mixture { resident_share, echo_share: 0.0, ..before.mixture.clone() },
             before: Some(Box::new(before.clone())),
             ..before.clone()
         };
-        let second = again("nano-large-second", 700, 0.3, &first);
-        again("nano-large", 1200, 0.15, &second)
+        let second = again("nano-large-second", 700, 1.5e-3, 0.3, &first);
+        let third = again("nano-large-third", 1200, 1.5e-3, 0.15, &second);
+        again("nano-large", 900, 2e-3, 0.05, &third)
     }
 
     fn config(&self, tokenizer: &Tokenizer) -> DecoderConfig {

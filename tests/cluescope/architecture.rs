@@ -1,4 +1,4 @@
-//! Data flows one way: a stage imports only earlier stages.
+//! Data flows one way: a stage imports only earlier stages; and all builds share one graph of dependencies.
 
 use std::path::{Path, PathBuf};
 
@@ -111,4 +111,32 @@ fn data_flows_one_way() {
 fn the_scan_sees_every_form_of_import() {
     let text = "use crate::report::Table;\nuse crate::{error::Error, model::{A, B}, train};\nfn f() -> crate::Result<()> {}\n// crate::kernel";
     assert_eq!(imports(text), ["report", "error", "model", "train", "Result"]);
+}
+
+/// Packages and their features as `arguments` choose them.
+fn graph(arguments: &[&str]) -> std::collections::BTreeSet<String> {
+    let tree = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p} [{f}]"])
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let lines = String::from_utf8(tree.stdout).unwrap();
+    lines.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+/// A feature that only one of these builds turns on would compile candle and polars again for it.
+#[test]
+fn program_tests_and_kernel_share_their_dependencies() {
+    let program = graph(&["--edges", "normal,build"]);
+    let tests = graph(&["--edges", "normal,build,dev"]);
+    let kernel = graph(&["--edges", "normal,build,dev", "--features", "kernel"]);
+    let only = |some: &std::collections::BTreeSet<String>, all: &std::collections::BTreeSet<String>| {
+        let only: Vec<String> = some.difference(all).filter(|p| !p.starts_with("cluescope ")).cloned().collect();
+        only
+    };
+    assert!(program.len() > 100 && kernel.len() > tests.len());
+    assert_eq!(only(&program, &tests), [""; 0], "add what is missing to the features in Cargo.toml");
+    assert_eq!(only(&tests, &kernel), [""; 0], "add what is missing to the features in Cargo.toml");
 }
