@@ -80,10 +80,11 @@ pub(crate) struct Args {
     /// Share of input tokens replaced under the condition `denoising`
     #[arg(long)]
     noise: Option<f64>,
-    /// Train every weight instead of an adapter; the learning rate is then 2e-4 unless --lr or --full says otherwise
+    /// Train every weight instead of an adapter, as is always done with the bundled pair unless --lora-r or --full is
+    /// given; with another pair the learning rate is then 2e-4 unless --lr or --full says otherwise
     #[arg(long)]
     full_finetune: bool,
-    /// Rank of the adapter
+    /// Rank of the adapter, 16 when left out
     #[arg(long, conflicts_with = "full_finetune")]
     lora_r: Option<usize>,
     /// Texts a step
@@ -113,7 +114,11 @@ impl Args {
     }
 
     fn protocol(&self, own: Option<&Own>, pair: &Pair) -> anyhow::Result<Protocol> {
-        let mut p = if self.full { Protocol::full() } else { Protocol::reduced() };
+        let mut p = match pair {
+            _ if self.full => Protocol::full(),
+            Pair::Bundled if self.onto.is_none() => Protocol::nano(),
+            _ => Protocol::reduced(),
+        };
         p.pair = pair.name();
         p.third.clone_from(&self.onto);
         if !self.student.is_empty() || self.onto.is_some() {
@@ -138,10 +143,10 @@ impl Args {
         set(&mut p.copies, self.copies);
         set(&mut p.epochs, self.epochs);
         set(&mut p.seeds, self.seeds.clone());
-        p.full_finetuning = self.full_finetune;
-        if self.full_finetune && !self.full {
+        if self.full_finetune && p.name == Protocol::reduced().name {
             p.learning_rates = vec![2e-4];
         }
+        p.full_finetuning = self.lora_r.is_none() && (self.full_finetune || p.full_finetuning);
         set(&mut p.alphas, self.alpha.clone());
         set(&mut p.betas, self.beta.clone());
         set(&mut p.learning_rates, self.lr.clone());

@@ -45,7 +45,7 @@ fn notebooks_run_compare_and_fail_where_they_should() {
                 &["interval"],
             ),
             code(
-                "let p = cluescope::progress::Progress::start(\"slow\", 2, \"x\"); for _ in 0..2 { p.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(500)); }",
+                "let p = cluescope::progress::Progress::start(\"slow\", 3, \"x\"); for _ in 0..3 { p.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(500)); }",
                 &[],
             ),
             code("None::<u8>.expect(\"wanted\")", &["raises-exception"]),
