@@ -20,10 +20,13 @@ pub(crate) struct Args {
     /// The full protocol: the paper's sizes, five seeds, options chosen on other people
     #[arg(long)]
     full: bool,
-    /// The pair's small model: hub id, folder or .gguf file; the bundled pair when left out
+    /// A pair known by name, such as qwen2.5; the bundled pair, nano, when left out
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large"])]
+    pair: Option<String>,
+    /// The small model of a pair of one's own: hub id, folder or .gguf file
     #[arg(long, requires = "large")]
     small: Option<String>,
-    /// The pair's large model
+    /// The large model of that pair
     #[arg(long, requires = "small")]
     large: Option<String>,
     /// Which of the pair are taught: small, large
@@ -238,7 +241,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// α and β of the paper's method: those chosen, or the first of each where it is not among the conditions.
 fn method(outcome: &Outcome) -> (f64, f64) {
-    let cell = outcome.rows.iter().map(|row| &row.cell).find(|c| c.condition == Condition::AttentionDifference);
+    let cell =
+        outcome.rows.iter().map(|row| &row.cell).find(|c| c.condition == Condition::AttentionDifference);
     let of = |chosen: Option<f64>, first: f64| chosen.unwrap_or(first);
     let (alpha, beta) = (outcome.protocol.alphas[0], outcome.protocol.betas[0]);
     (of(cell.and_then(|c| c.alpha), alpha), of(cell.and_then(|c| c.beta), beta))
@@ -256,33 +260,41 @@ fn origin(outcome: &Outcome, spent: &str) -> cluescope::provenance::Provenance {
     )
 }
 
+/// The bundled pair's name.
+const NANO: &str = "nano";
+
 /// Where the pair comes from.
 enum Pair {
     /// Two sources.
-    Named(String, String),
+    Two(String, String),
+    /// One that is known by name.
+    Known(String),
     /// The one in this project's `datasets` folder.
     Bundled,
 }
 
 impl Pair {
     fn of(args: &Args) -> Self {
-        match (&args.small, &args.large) {
-            (Some(small), Some(large)) => Pair::Named(small.clone(), large.clone()),
+        match (&args.pair, &args.small, &args.large) {
+            (_, Some(small), Some(large)) => Pair::Two(small.clone(), large.clone()),
+            (Some(name), ..) if name != NANO => Pair::Known(name.clone()),
             _ => Pair::Bundled,
         }
     }
 
     fn name(&self) -> String {
         match self {
-            Pair::Named(small, large) => format!("{small} + {large}"),
-            Pair::Bundled => "nano".into(),
+            Pair::Two(small, large) => format!("{small} + {large}"),
+            Pair::Known(name) => name.clone(),
+            Pair::Bundled => NANO.into(),
         }
     }
 
     fn load(&self) -> cluescope::Result<ModelPair> {
         match self {
-            Pair::Named(small, large) => Ok(ModelPair::new(load_model(small)?, load_model(large)?)),
-            Pair::Bundled => ModelPair::load("nano"),
+            Pair::Two(small, large) => Ok(ModelPair::new(load_model(small)?, load_model(large)?)),
+            Pair::Known(name) => ModelPair::load(name),
+            Pair::Bundled => ModelPair::load(NANO),
         }
     }
 }

@@ -230,7 +230,8 @@ fn check() -> Result<i32> {
     let extra = extra_crates(&prelude, &request)?;
     let source = files::read_text("src/lib.rs")?;
     let folder = Path::new("target/cell");
-    let mut command = compile(&prelude, &extra, folder, &types::probe_source(&source))?;
+    let crates = prelude.crates.keys().map(String::as_str);
+    let mut command = compile(&prelude, &extra, folder, &types::probe_source(&source, crates))?;
     command.args(["--crate-type", "lib", "--emit", "metadata", "-o"]).arg(folder.join("probe.rmeta"));
     // Full paths and unshortened types: both options exist in every stable compiler but are not
     // promised. Nothing but the text of messages depends on them.

@@ -15,6 +15,7 @@
 //! | `headless` | runs notebooks without Python |
 //! | `compare` | whether a notebook shows the same as before |
 //! | `kernelspec`, `lab`, `doctor` | registering, opening, looking for what is missing |
+//! | `requests` | what clients send, with the defaults of what they leave out |
 //! | `program` | copies of this program that a later build leaves alone |
 //!
 //! All but `child` need the cargo feature `kernel`. Cells run on Linux; macOS is written for and
@@ -45,6 +46,8 @@ mod output;
 mod prelude;
 #[cfg(all(unix, feature = "kernel"))]
 mod program;
+#[cfg(all(unix, feature = "kernel"))]
+mod requests;
 #[cfg(all(unix, feature = "kernel"))]
 mod server;
 #[cfg(all(unix, feature = "kernel"))]

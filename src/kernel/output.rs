@@ -210,7 +210,10 @@ impl Running {
         }
         if at_end && self.begin.has_result {
             self.captured.text = data.get("text/plain").and_then(|t| t.as_str()).map(str::to_owned);
-            self.publish(ExecuteResult::new(ExecutionCount::new(self.begin.count), media(data)), out);
+            let mut result = ExecuteResult::new(ExecutionCount::new(self.begin.count), media(data));
+            // Without it the crate writes null, which the protocol does not allow.
+            result.transient = Some(Transient::default());
+            self.publish(result, out);
         } else {
             self.publish(DisplayData::new(media(data)), out);
         }

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::output::{self, Begin, Captured, Item, Publish};
 use super::prelude::Prelude;
+use super::requests;
 use super::session::{CellError, GRACE, Handle, Session, Workplace};
 use super::stream::{Event, Stream};
 use super::syntax;
@@ -178,7 +179,7 @@ impl Server {
         let answered = handle.clone();
         tokio::spawn(async move {
             loop {
-                match answers.read().await {
+                match requests::read(&mut answers).await {
                     Ok(message) => {
                         if let (JupyterMessageContent::InputReply(reply), Some(handle)) =
                             (message.content, answered.get())
@@ -198,11 +199,11 @@ impl Server {
         tokio::spawn(serve_control(control, outlets.clone(), stop));
 
         let (send, mut receive) = shell.split();
-        let (queue, mut requests) = mpsc::unbounded_channel();
+        let (queue, mut waiting) = mpsc::unbounded_channel();
         let interrupted = outlets.clone();
         tokio::spawn(async move {
             loop {
-                match receive.read().await {
+                match requests::read(&mut receive).await {
                     Ok(message) => {
                         // Belongs to the control channel, but old clients use this one; it must not
                         // wait for the cell that it is to stop.
@@ -221,8 +222,8 @@ impl Server {
         let mut server = Server { shell: send, outlets, jobs, items, count: 0, history: VecDeque::new() };
         loop {
             tokio::select! {
-                request = requests.recv() => match request {
-                    Some(request) => server.handle(request, &mut requests, &mut stopped).await,
+                request = waiting.recv() => match request {
+                    Some(request) => server.handle(request, &mut waiting, &mut stopped).await,
                     None => return Ok(()),
                 },
                 _ = stopped.recv() => return Ok(()),
@@ -516,7 +517,7 @@ fn expression(outcome: Result<(), CellError>, captured: Captured) -> ExpressionR
 /// Requests that must not wait for a cell.
 async fn serve_control(mut control: zmq::KernelControlConnection, outlets: Outlets, stop: mpsc::Sender<()>) {
     loop {
-        let request = match control.read().await {
+        let request = match requests::read(&mut control).await {
             Ok(request) => request,
             Err(_) => {
                 tokio::task::yield_now().await;

@@ -26,7 +26,8 @@ struct Untyped {
 
 /// The type that `code` writes down for the variable `name`; of several the last.
 pub(super) fn declared(code: &str, name: &str) -> Option<String> {
-    let file = SourceFile::parse(&format!("fn cell() {{\n{}\n}}\n", without_commands(code)), Edition::Edition2024);
+    let file =
+        SourceFile::parse(&format!("fn cell() {{\n{}\n}}\n", without_commands(code)), Edition::Edition2024);
     let lets = file.tree().syntax().descendants().filter_map(ast::LetStmt::cast).collect::<Vec<_>>();
     let of_name = |statement: &&ast::LetStmt| match statement.pat() {
         Some(ast::Pat::IdentPat(pattern)) => pattern.name().is_some_and(|found| found.text() == name),
@@ -143,14 +144,21 @@ fn untyped(code: &str) -> Vec<Untyped> {
 
 /// The engine's source for analysis, with the function that every variable is handed to replaced
 /// by one that makes the compiler say its type. Line numbers stay.
-pub(super) fn probe_source(source: &str) -> String {
-    source.replace(
+///
+/// `crates` are loaded whether the cell names them or not. Otherwise a data frame that a method returned would be a
+/// `polars_core::frame::DataFrame`, after a crate that no cell can name, and not a `polars::frame::DataFrame`.
+pub(super) fn probe_source<'a>(source: &str, crates: impl Iterator<Item = &'a str>) -> String {
+    let mut text = source.replace(
         "fn evcxr_variable_store<T: 'static>(_: T) {}",
         &format!(
             "#[diagnostic::on_unimplemented(message = \"{MARK}{{Self}}\")] trait CluescopeType {{}} \
              fn evcxr_variable_store<T: CluescopeType>(_: T) {{}}"
         ),
-    )
+    );
+    for name in crates {
+        text.push_str(&format!("\nextern crate {name};"));
+    }
+    text
 }
 
 /// Name and type when `message` is the answer about one variable. Also consumes what is no error

@@ -133,7 +133,8 @@ fn program_tests_and_kernel_share_their_dependencies() {
     let tests = graph(&["--edges", "normal,build,dev"]);
     let kernel = graph(&["--edges", "normal,build,dev", "--features", "kernel"]);
     let only = |some: &std::collections::BTreeSet<String>, all: &std::collections::BTreeSet<String>| {
-        let only: Vec<String> = some.difference(all).filter(|p| !p.starts_with("cluescope ")).cloned().collect();
+        let only: Vec<String> =
+            some.difference(all).filter(|p| !p.starts_with("cluescope ")).cloned().collect();
         only
     };
     assert!(program.len() > 100 && kernel.len() > tests.len());

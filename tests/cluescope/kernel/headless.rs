@@ -126,5 +126,5 @@ fn ctrl_c_stops_the_cell_and_leaves_with_130() {
     unsafe { libc::kill(process.id() as i32, libc::SIGINT) };
     let start = std::time::Instant::now();
     assert_eq!(process.wait().unwrap().code(), Some(130));
-    assert!(start.elapsed().as_secs_f64() < 2.0, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs_f64() < 20.0, "{:?}", start.elapsed());
 }

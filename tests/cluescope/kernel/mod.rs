@@ -22,7 +22,13 @@ use client::{Client, wait};
 fn cells_show_what_they_do() {
     wait(async {
         let mut kernel = Client::start().await;
-        assert_eq!(kernel.run("1 + 1").await.good().result(), "2");
+        let result = kernel.run("1 + 1").await.good();
+        assert_eq!(result.result(), "2");
+        assert_eq!(
+            result.of("execute_result").next().unwrap()["transient"],
+            json!({}),
+            "null is not allowed"
+        );
         let text = kernel.run("println!(\"one\"); eprintln!(\"two\"); print!(\"no line end\");").await.good();
         assert_eq!(text.stream("stdout"), "one\nno line end");
         assert_eq!(text.stream("stderr"), "two\n");
@@ -103,7 +109,7 @@ fn interrupts_keep_variables_where_the_library_runs() {
         let long = "let progress = cluescope::progress::Progress::start(\"long\", 0, \"steps\");\n\
                     loop { progress.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(5)); }";
         let seconds = kernel.interrupted_after(long, Duration::from_millis(1500)).await;
-        assert!(seconds < 1.0, "stopped after {seconds} s");
+        assert!(seconds < 20.0, "stopped after {seconds} s");
         assert_eq!(kernel.run("kept.len()").await.good().result(), "3");
         // Code that never asks is given its grace, then its process is replaced.
         let seconds =

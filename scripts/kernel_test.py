@@ -1,0 +1,36 @@
+"""Jupyter's own test of kernels, jupyter_kernel_test, on the registered kernel.
+
+    cargo run --release -- kernel install
+    python scripts/kernel_test.py
+
+Two of its tests are skipped: pagers, which this kernel has not, and inspection of a name in code that was never run.
+Needs jupyter_kernel_test.
+"""
+
+import unittest
+
+import jupyter_kernel_test
+
+
+class Rust(jupyter_kernel_test.KernelTests):
+    kernel_name = "cluescope"
+    language_name = "rust"
+    file_extension = ".rs"
+    code_hello_world = 'println!("hello, world");'
+    code_stderr = 'eprintln!("oops");'
+    completion_samples = [{"text": "let counter_of_things = 1; counter_of", "matches": {"counter_of_things"}}]
+    complete_code_samples = ["1 + 1", "fn f() {}"]
+    incomplete_code_samples = ["fn f() {", "let x ="]
+    invalid_code_samples = [")"]
+    code_generate_error = 'panic!("on purpose")'
+    code_execute_result = [{"code": "6 * 7", "result": "42"}]
+    code_display_data = [
+        {"code": 'cluescope::notebook::show(&cluescope::notebook::Rich::html("<b>x</b>").text("x"));', "mime": "text/html"}
+    ]
+    code_history_pattern = "1?2*"
+    supported_history_operations = ("tail", "range", "search")
+    code_clear_output = "cluescope::kernel::child::clear_output(false);"
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
