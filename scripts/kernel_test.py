@@ -27,7 +27,7 @@ class Rust(jupyter_kernel_test.KernelTests):
     code_display_data = [
         {"code": 'cluescope::notebook::show(&cluescope::notebook::Rich::html("<b>x</b>").text("x"));', "mime": "text/html"}
     ]
-    code_history_pattern = "1?2*"
+    code_history_pattern = "6?*"
     supported_history_operations = ("tail", "range", "search")
     code_clear_output = "cluescope::kernel::child::clear_output(false);"
 
