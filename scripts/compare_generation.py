@@ -4,8 +4,9 @@
 
 Both sides answer the same few-shot questions about generated people with at most 10 new tokens and stop at a line end. The Python side is
 `generate` in f32 on batches of 8, left-padded with an attention mask, and stops as soon as all of a batch have ended. The time of both is that
-of all answers, without loading. Where two answers differ, the first differing token is looked up and the gap between the two largest logits
-printed: a gap below 1e-3 is rounding, more would be a fault. Needs transformers, torch and gguf.
+of all answers, without loading. Both read the token ids that cluescope makes of the prompts (`cluescope attend` writes them): the tokenizer that transformers
+makes of a GGUF file may put a start token where the model's own has none. Where two answers differ, the first differing token is looked up and the gap
+between the two largest logits printed: a gap below 1e-3 is rounding, more would be a fault. Needs transformers, torch and gguf.
 """
 
 import argparse
@@ -35,11 +36,21 @@ def cluescope_side(program, model, questions, threads):
         return [(row["prompt"], row["prediction"]) for row in rows if "prompt" in row], seconds
 
 
+def token_ids(program, model, prompts):
+    with tempfile.TemporaryDirectory() as folder:
+        texts, out = Path(folder) / "prompts.jsonl", Path(folder) / "attention.jsonl"
+        texts.write_text("".join(json.dumps(dict(text=prompt)) + "\n" for prompt in prompts), encoding="utf-8")
+        command = [program, "attend", "--model", model, "--corpus", texts, "--out", out]
+        subprocess.run(command, check=True, capture_output=True, env=dict(os.environ, CLUESCOPE_CACHE=""))
+        rows = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+        return [row["ids"] for row in rows if "ids" in row]
+
+
 def first_line(text):
     return text.split("\n")[0].strip()
 
 
-def python_side(path, prompts, threads):
+def python_side(path, prompts, prompt_ids, threads):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,32 +59,36 @@ def python_side(path, prompts, threads):
     where = dict(gguf_file=path.name)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where).eval()
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id
     ends = [i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])]
     ends += [i for i in (tokenizer.eos_token_id, model.generation_config.eos_token_id) if isinstance(i, int)]
     answers = []
     start = time.perf_counter()
     for at in range(0, len(prompts), BATCH):
-        batch = tokenizer(prompts[at : at + BATCH], return_tensors="pt", padding=True)
+        rows = prompt_ids[at : at + BATCH]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         made = model.generate(
-            **batch,
+            input_ids=ids,
+            attention_mask=mask,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             num_beams=1,
             eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
             repetition_penalty=1.0,
         )
-        new = made[:, batch["input_ids"].shape[1] :]
+        new = made[:, longest:]
         answers += [first_line(tokenizer.decode(row, skip_special_tokens=True)) for row in new]
     seconds = time.perf_counter() - start
 
-    def gap(prompt, ours):
+    def gap(number, ours):
         """Top-two logit gap where `ours` leaves transformers' own greedy path, read without padding."""
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        said = tokenizer(prompt + " " + ours + "\n", return_tensors="pt")["input_ids"][0, ids.shape[1] :].tolist()
-        for token in said:
+        ids = torch.tensor([prompt_ids[number]])
+        whole = tokenizer(prompts[number] + " " + ours + "\n", add_special_tokens=False)["input_ids"]
+        assert whole[: ids.shape[1]] == prompt_ids[number], "the answer's tokens change the prompt's"
+        for token in whole[ids.shape[1] :]:
             top = model(ids).logits[0, -1].topk(2)
             if top.indices[0].item() != token:
                 return (top.values[0] - top.values[1]).item()
@@ -93,13 +108,14 @@ def main():
     args = parser.parse_args()
     ours, our_seconds = cluescope_side(args.cluescope, args.model, args.questions, args.threads)
     prompts = [prompt for prompt, _ in ours]
-    theirs, their_seconds, gap = python_side(args.model, prompts, args.threads)
+    prompt_ids = token_ids(args.cluescope, args.model, prompts)
+    theirs, their_seconds, gap = python_side(args.model, prompts, prompt_ids, args.threads)
     differing = []
     for number, ((prompt, our), their) in enumerate(zip(ours, theirs)):
         if our != their:
             question = prompt.rsplit("\n\n", 1)[-1].split("\n")[0]
             # Batched and padded, transformers may leave its own unpadded path: then ours has no gap to show.
-            differing.append(dict(question=question, cluescope=our, transformers=their, gap=gap(prompt, our)))
+            differing.append(dict(question=question, cluescope=our, transformers=their, gap=gap(number, our)))
             print(f"{number}: {differing[-1]}")
     unexplained = [d for d in differing if d["gap"] is not None and d["gap"] >= MARGIN]
     result = dict(
