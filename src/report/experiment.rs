@@ -34,7 +34,7 @@ pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
         page = page
             .section(results(heading("Results"), &of, &rows)?)
             .section(by_field(heading("By field"), &of)?)
-            .section(by_distance(heading("By distance from the name"), &of)?)
+            .section(by_distance(heading("By distance from the name"), &of, outcome.protocol.per_person)?)
             .section(losses(heading("Loss curves"), &rows)?)
             .section(answers(heading("Answers"), &rows)?);
     }
@@ -297,9 +297,14 @@ fn by_field(title: String, of: &[&Summary]) -> Result<Section> {
     Ok(section)
 }
 
-fn by_distance(title: String, of: &[&Summary]) -> Result<Section> {
+fn by_distance(title: String, of: &[&Summary], per_person: usize) -> Result<Section> {
     let groups = labels(of, "distance");
     let mut section = Section::new(title);
+    if per_person > 1 {
+        return Ok(section.paragraph(format!(
+            "Each person has {per_person} biographies, in each of which a fact may stand elsewhere: it has no one distance."
+        )));
+    }
     if groups.is_empty() {
         return Ok(section.paragraph("The corpus does not say how far its answers stand from the name."));
     }
