@@ -26,7 +26,7 @@ pub(crate) struct RunArgs {
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
     parameters: Vec<(String, String)>,
     /// Write nothing; fail when an output differs from the one in the file, by as much as the cell's tag allows: exact,
-    /// tolerance, tolerance=0.01 or interval
+    /// tolerance, tolerance=0.01, interval or kind
     #[arg(long)]
     check: bool,
 }
@@ -140,7 +140,16 @@ mod commands {
             "this program was built without notebooks; build it with: cargo install cluescope --features kernel"
         );
         eprintln!("building the notebook engine; the first time takes ten to twenty minutes");
-        let error = std::process::Command::new("cargo")
+        let mut cargo = std::process::Command::new("cargo");
+        // What `cargo run` told this program about its package would look to build scripts like a change: ring and all above
+        // it would be compiled again, here and then in the next build outside.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(name);
+            }
+        }
+        let error = cargo
             .args(["run", "--release", "--features", "kernel", "--manifest-path"])
             .arg(package.join("Cargo.toml"))
             .arg("--")

@@ -30,7 +30,7 @@ pub struct RunOptions {
     /// first.
     pub parameters: Vec<(String, String)>,
     /// Write nothing; fail when an output differs from the one in the file, by as much as the
-    /// cell's tag allows: `exact` (as without a tag), `tolerance`, `tolerance=0.01`, `interval`.
+    /// cell's tag allows: `exact` (as without a tag), `tolerance`, `tolerance=0.01`, `interval`, `kind`.
     pub check: bool,
 }
 
