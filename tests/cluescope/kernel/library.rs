@@ -60,7 +60,7 @@ fn training_draws_its_loss() {
         let mut kernel = Client::start().await;
         kernel.run(MODEL).await.good();
         let outcome =
-            kernel.run("let run = quick.finetune(&people, Finetune::lora(4).epochs(30))?;").await.good();
+            kernel.run("let run = quick.finetune(&people, Finetune::lora(4).epochs(100))?;").await.good();
         let (shown, updates) = bars(&outcome);
         assert_eq!(shown.len(), 1, "{outcome:#?}");
         let with_curve =
