@@ -3,7 +3,7 @@
     cargo run --release -- kernel install
     python scripts/kernel_test.py
 
-Two of its tests are skipped: pagers, which this kernel has not, and inspection of a name in code that was never run.
+Two of its tests are skipped: pagers, which this kernel has not, and inspection, for which no sample is given.
 Needs jupyter_kernel_test.
 """
 
