@@ -119,7 +119,8 @@ impl Args {
     fn protocol(&self, own: Option<&Own>, pair: &Pair) -> anyhow::Result<Protocol> {
         let mut p = match pair {
             _ if self.full => Protocol::full(),
-            Pair::Bundled if self.onto.is_none() => Protocol::nano(),
+            Pair::Known(name) if name == NANO && self.onto.is_none() => Protocol::nano(),
+            _ if self.full_finetune => Protocol { learning_rates: vec![2e-4], ..Protocol::reduced() },
             _ => Protocol::reduced(),
         };
         p.pair = pair.name();
@@ -146,9 +147,6 @@ impl Args {
         set(&mut p.copies, self.copies);
         set(&mut p.epochs, self.epochs);
         set(&mut p.seeds, self.seeds.clone());
-        if self.full_finetune && p.name == Protocol::reduced().name {
-            p.learning_rates = vec![2e-4];
-        }
         p.full_finetuning = self.lora_r.is_none() && (self.full_finetune || p.full_finetuning);
         set(&mut p.alphas, self.alpha.clone());
         set(&mut p.betas, self.beta.clone());
@@ -215,14 +213,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         runner = runner.texts(own.reported, own.tuning, own.held_out.documents);
     }
     let mut outcome = experiment::run(&protocol, out.join("cells"), &mut runner)?;
-    let contrast = runner.contrast()?.clone();
     let (alpha, beta) = method(&outcome);
-    let plan = Augment::by_contrast(&contrast).alpha(alpha).beta(beta).plan(runner.corpus())?;
-    let where_they_look = clues(&contrast, &plan)?;
+    let corpus = runner.corpus().clone();
+    let contrast = runner.contrast()?;
+    let plan = Augment::by_contrast(contrast).alpha(alpha).beta(beta).plan(&corpus)?;
+    let where_they_look = clues(contrast, &plan)?;
     let summary = outcome.summary(&Bootstrap::default())?;
     let mut files = outcome.write(&out, &summary)?;
     let people = out.join("texts.jsonl");
-    runner.corpus().write(&people)?;
+    corpus.write(&people)?;
     files.push(people);
     for table in experiment_tables(&outcome, &summary)? {
         println!("\n{table}");
@@ -243,9 +242,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn method(outcome: &Outcome) -> (f64, f64) {
     let cell =
         outcome.rows.iter().map(|row| &row.cell).find(|c| c.condition == Condition::AttentionDifference);
-    let of = |chosen: Option<f64>, first: f64| chosen.unwrap_or(first);
-    let (alpha, beta) = (outcome.protocol.alphas[0], outcome.protocol.betas[0]);
-    (of(cell.and_then(|c| c.alpha), alpha), of(cell.and_then(|c| c.beta), beta))
+    (
+        cell.and_then(|c| c.alpha).unwrap_or(outcome.protocol.alphas[0]),
+        cell.and_then(|c| c.beta).unwrap_or(outcome.protocol.betas[0]),
+    )
 }
 
 /// Where the results came from: the command, this machine, and the time it took.
@@ -269,16 +269,13 @@ enum Pair {
     Two(String, String),
     /// One that is known by name.
     Known(String),
-    /// The one in this project's `datasets` folder.
-    Bundled,
 }
 
 impl Pair {
     fn of(args: &Args) -> Self {
-        match (&args.pair, &args.small, &args.large) {
-            (_, Some(small), Some(large)) => Pair::Two(small.clone(), large.clone()),
-            (Some(name), ..) if name != NANO => Pair::Known(name.clone()),
-            _ => Pair::Bundled,
+        match (&args.small, &args.large) {
+            (Some(small), Some(large)) => Pair::Two(small.clone(), large.clone()),
+            _ => Pair::Known(args.pair.clone().unwrap_or_else(|| NANO.into())),
         }
     }
 
@@ -286,7 +283,6 @@ impl Pair {
         match self {
             Pair::Two(small, large) => format!("{small} + {large}"),
             Pair::Known(name) => name.clone(),
-            Pair::Bundled => NANO.into(),
         }
     }
 
@@ -294,7 +290,6 @@ impl Pair {
         match self {
             Pair::Two(small, large) => Ok(ModelPair::new(load_model(small)?, load_model(large)?)),
             Pair::Known(name) => ModelPair::load(name),
-            Pair::Bundled => ModelPair::load(NANO),
         }
     }
 }

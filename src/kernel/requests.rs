@@ -3,7 +3,7 @@
 
 use jupyter_protocol::{JupyterMessage, JupyterMessageContent};
 use jupyter_zmq_client as zmq;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use zeromq::SocketRecv;
 
 /// The next message of `connection`. Errors are messages that are none: unsigned, wrongly signed, cut short, not JSON.
@@ -40,10 +40,14 @@ fn with_defaults(msg_type: &str, content: Value) -> Value {
         "shutdown_request" => json!({ "restart": false }),
         _ => return content,
     };
-    let (Value::Object(mut all), Value::Object(given)) = (defaults, content.clone()) else { return content };
-    // `null` is what some clients write for nothing.
-    all.extend(given.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>());
-    Value::Object(all)
+    match (defaults, content) {
+        (Value::Object(mut all), Value::Object(given)) => {
+            // `null` is what some clients write for nothing.
+            all.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
+            Value::Object(all)
+        }
+        (_, content) => content,
+    }
 }
 
 #[cfg(test)]

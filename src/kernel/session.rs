@@ -467,7 +467,7 @@ impl Session {
         let mut before: String = self.definitions.iter().flat_map(|item| [item.as_str(), "\n"]).collect();
         for (name, type_name) in self.engine.variables_and_types() {
             // A type and no value: this text is only analysed, never compiled or run.
-            before.push_str(&format!("let {name}: {type_name} = todo!();\n"));
+            before.push_str(&format!("let {name}: {type_name} = loop {{}};\n"));
         }
         before
     }

@@ -298,13 +298,13 @@ fn by_field(title: String, of: &[&Summary]) -> Result<Section> {
 }
 
 fn by_distance(title: String, of: &[&Summary], per_person: usize) -> Result<Section> {
-    let groups = labels(of, "distance");
     let mut section = Section::new(title);
     if per_person > 1 {
         return Ok(section.paragraph(format!(
             "Each person has {per_person} biographies, in each of which a fact may stand elsewhere: it has no one distance."
         )));
     }
+    let groups = labels(of, "distance");
     if groups.is_empty() {
         return Ok(section.paragraph("The corpus does not say how far its answers stand from the name."));
     }
