@@ -139,6 +139,8 @@ impl Args {
             p.people = own.reported.documents.len();
             p.tuning_people = own.tuning.documents.len();
             p.held_out = own.held_out.documents.len();
+            // Says how people are made up, and none are.
+            p.per_person = 1;
         }
         set(&mut p.people, self.people);
         set(&mut p.tuning_people, self.tuning_people);

@@ -241,3 +241,15 @@ fn attention_streamed_from_disk_is_the_attention() {
         }
     }
 }
+
+/// The bundled pair's protocol has several biographies a person, whose facts have no one distance; texts of one's own do.
+#[test]
+fn distances_of_texts_of_ones_own_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    good(at, &["biographies", "4", "--out", "people.jsonl"]);
+    let words = ["reproduce", "--corpus", "people.jsonl", "--conditions", "untrained", "--out", "run"];
+    good(at, &words);
+    let page = std::fs::read_to_string(at.join("run/report.html")).unwrap();
+    assert!(page.contains("By distance: exact match") && !page.contains("no one distance"));
+}
