@@ -37,6 +37,8 @@ mod doctor;
 #[cfg(all(unix, feature = "kernel"))]
 mod headless;
 #[cfg(all(unix, feature = "kernel"))]
+mod interface;
+#[cfg(all(unix, feature = "kernel"))]
 mod kernelspec;
 #[cfg(all(unix, feature = "kernel"))]
 mod lab;
@@ -81,7 +83,7 @@ pub use stream::{Event, Stream};
 // Named so that each is inside the prebuilt library even before a stage uses it: a cell that names
 // a crate which is not would be linked against a copy of its own.
 use candle_nn as _;
-#[cfg(feature = "kernel")]
+#[cfg(feature = "cells")]
 use candle_transformers as _;
 use csv as _;
 use half as _;

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::analysis;
 use super::child::{LIBRARY_PATH, MOVED_VARIABLE};
-use super::compiler;
+use super::{compiler, interface};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::provenance::content_hash;
@@ -55,6 +55,10 @@ pub struct Prelude {
     pub compiler: String,
     /// Crate name, as in `use candle_core`, to where it lies. `cluescope` is one of them.
     pub crates: BTreeMap<String, Crate>,
+    /// What cells are linked against in place of the library, within the folder; where there is
+    /// none, the library itself.
+    #[serde(default)]
+    pub interface: Option<PathBuf>,
 }
 
 /// The compiler and cargo in use.
@@ -331,9 +335,9 @@ fn source() -> Result<PathBuf> {
     )))
 }
 
-/// Features of this build that the library must share; the kernel itself is not part of it.
+/// Features that the library is built with: this build's, without the kernel itself.
 fn features() -> Vec<&'static str> {
-    let mut features = Vec::new();
+    let mut features = vec!["cells"];
     if cfg!(feature = "cuda") {
         features.push("cuda");
     }
@@ -382,9 +386,7 @@ fn cargo(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Command {
         command.env("CARGO_TARGET_DIR", target);
     }
     command.current_dir(source).env("RUSTC", &toolchain.rustc).args(["rustc", "--release", "--lib"]);
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
-    }
+    command.args(["--features", &features.join(",")]);
     command.args(["--crate-type", "dylib", "--message-format=json-render-diagnostics"]);
     command.args(["--", "-C", "prefer-dynamic"]);
     command
@@ -488,8 +490,14 @@ fn collect(
     let made_in = parent.canonicalize().map_err(Error::io(parent))?;
     let made_in = made_in.join(folder.file_name().unwrap_or_default());
     let compiler = toolchain.version()?;
-    let prelude = Prelude { folder: into.to_path_buf(), made_in, compiler, crates };
+    let mut prelude = Prelude { folder: into.to_path_buf(), made_in, compiler, crates, interface: None };
     compile_child(toolchain, &prelude)?;
+    if cfg!(target_os = "linux") {
+        let folder = Path::new("interface");
+        let library = &prelude.crates["cluescope"].file;
+        interface::write(toolchain, &into.join(library), &into.join(folder))?;
+        prelude.interface = Some(folder.join(library));
+    }
     let sources = into.join(analysis::METADATA);
     let text =
         serde_json::to_vec(&analysis::metadata(&metadata)).map_err(|e| Error::Stopped(e.to_string()))?;
@@ -506,9 +514,7 @@ fn metadata(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Result<V
     compiler::as_before(&mut command);
     command.current_dir(source).args(["metadata", "--format-version", "1", "--offline", "--locked"]);
     command.arg("--filter-platform").arg(toolchain.host()?);
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
-    }
+    command.args(["--features", &features.join(",")]);
     let out = command.stdin(Stdio::null()).output().map_err(Error::io(&toolchain.cargo))?;
     serde_json::from_slice(&out.stdout).map_err(|_| {
         Error::Stopped(format!("cargo metadata: {}", String::from_utf8_lossy(&out.stderr).trim()))
@@ -567,7 +573,8 @@ fn compile_child(toolchain: &Toolchain, prelude: &Prelude) -> Result<()> {
 /// path relative to the program for the library, by the toolchain's own for the standard library.
 pub(super) fn link_arguments(prelude: &Prelude, command: &mut Command) {
     for (name, carried) in &prelude.crates {
-        command.arg("--extern").arg(format!("{name}={}", prelude.folder.join(&carried.file).display()));
+        let file = prelude.interface.as_ref().filter(|_| name == "cluescope").unwrap_or(&carried.file);
+        command.arg("--extern").arg(format!("{name}={}", prelude.folder.join(file).display()));
     }
     command.arg("-L").arg(format!("dependency={}", prelude.folder.join("deps").display()));
     command.args(["-C", "rpath"]);
@@ -621,6 +628,7 @@ mod tests {
             made_in: PathBuf::new(),
             compiler: String::new(),
             crates: [("polars".to_owned(), carried)].into(),
+            interface: None,
         };
         let wanted = |requirement, features: &[&'static str], elsewhere| Dependency {
             package: "polars",
@@ -653,9 +661,14 @@ mod tests {
             .iter()
             .map(|name| {
                 let folder = place.path().join(name);
-                Prelude { folder, made_in: PathBuf::new(), compiler: String::new(), crates: BTreeMap::new() }
-                    .hold()
-                    .unwrap()
+                let prelude = Prelude {
+                    folder,
+                    made_in: PathBuf::new(),
+                    compiler: String::new(),
+                    crates: BTreeMap::new(),
+                    interface: None,
+                };
+                prelude.hold().unwrap()
             })
             .collect();
         let left = || std::fs::read_dir(place.path()).unwrap().count();
