@@ -30,6 +30,15 @@ pub fn write_atomic(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) ->
     Ok(())
 }
 
+/// Writes `text` as the whole file `path`, or nothing: see [`write_atomic`].
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn write_text(path: impl AsRef<Path>, text: &str) -> Result<()> {
+    let path = path.as_ref();
+    write_atomic(path, |out| out.write_all(text.as_bytes()).map_err(Error::io(path)))
+}
+
 /// The whole of a text file.
 ///
 /// # Errors

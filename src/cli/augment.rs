@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cluescope::augment::{Augment, Eda, Pieces, Protect, Removal, Synonyms};
-use cluescope::contrast::{GuideText, load_model};
+use cluescope::contrast::{GuideText, load_tokenizer};
 use cluescope::corpus::{Corpus, Document};
 use cluescope::tokens::Tokenizer;
 use cluescope::{Error, Result};
@@ -160,5 +160,5 @@ fn tokenizer(source: &str) -> Result<Tokenizer> {
     if file.is_file() && file.extension().is_some_and(|extension| extension == "json") {
         return Tokenizer::from_file(&file);
     }
-    Ok(load_model(source)?.tokenizer().clone())
+    load_tokenizer(source)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cluescope::attention::{Aggregation, Heads, Per};
-use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_model};
+use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
 use cluescope::corpus::Corpus;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
 
@@ -153,7 +153,7 @@ fn options(args: &Args) -> anyhow::Result<Contrasting> {
         options = options.guide(Guide::Probe(args.guide_probe.clone()));
     }
     if let Some(third) = &args.onto {
-        options = options.onto(load_model(third)?.tokenizer());
+        options = options.onto(&load_tokenizer(third)?);
     }
     Ok(options)
 }

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use cluescope::Error;
 use cluescope::corpus::Corpus;
-use cluescope::files::write_atomic;
+use cluescope::files::write_text;
 use cluescope::memory;
 use cluescope::train::{Finetune, Method, Run, Schedule};
 
@@ -242,7 +241,7 @@ impl Args {
             "provenance": trained.provenance,
         });
         let text = serde_json::to_string_pretty(&report).context("the record of the run")?;
-        write_atomic(&path, |out| writeln!(out, "{text}").map_err(Error::io(&path)))?;
+        write_text(&path, &format!("{text}\n"))?;
         written.push(path);
         let last = trained.steps.last().map_or(f64::NAN, |step| step.loss);
         println!("{} texts, {} steps, last loss {last:.4}", trained.texts, trained.steps.len());

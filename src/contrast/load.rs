@@ -9,7 +9,8 @@ use super::pair::{ModelPair, known_pair};
 use super::sides::Side;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Streamed};
+use crate::tokens::Tokenizer;
 
 impl ModelPair {
     /// Loads a pair of [`KNOWN_PAIRS`](super::KNOWN_PAIRS). `nano` is looked for in this project's `datasets` folder and needs
@@ -53,8 +54,26 @@ pub fn contrast_sources(
 /// # Errors
 /// As [`Model::load`]; [`Error::Model`] when the datasets folder is not found.
 pub fn load_model(source: &str) -> Result<Model> {
+    let Some(folder) = bundled(source)? else { return Model::load(source) };
+    let model = Model::load(&folder)?;
+    let hash = model.hash().to_string();
+    Ok(model.renamed(source, hash))
+}
+
+/// The tokenizer of what [`load_model`] would load; no weight is read.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_tokenizer(source: &str) -> Result<Tokenizer> {
+    let folder = bundled(source)?;
+    let opened = Streamed::open(folder.as_deref().unwrap_or(source))?;
+    Ok(opened.tokenizer().clone())
+}
+
+/// The folder of `nano-small` or `nano-large`; `None` for any other source.
+fn bundled(source: &str) -> Result<Option<String>> {
     let Some(size) = source.strip_prefix("nano-").filter(|size| ["small", "large"].contains(size)) else {
-        return Model::load(source);
+        return Ok(None);
     };
     let mut places = Vec::new();
     // An explicit setting wins; then the checkout this was built from; then what an installation
@@ -75,7 +94,5 @@ pub fn load_model(source: &str) -> Result<Model> {
         );
         Error::model(source, message)
     })?;
-    let model = Model::load(&folder.to_string_lossy())?;
-    let hash = model.hash().to_string();
-    Ok(model.renamed(source, hash))
+    Ok(Some(folder.to_string_lossy().into_owned()))
 }

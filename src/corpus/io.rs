@@ -60,7 +60,7 @@ impl Corpus {
             "parquet" => return parquet::write(self, path),
             other => return Err(Error::format(path, "", format!("extension {other:?}; known: {KNOWN}"))),
         };
-        files::write_atomic(path, |out| out.write_all(content.as_bytes()).map_err(Error::io(path)))
+        files::write_text(path, &content)
     }
 
     /// What every stage relies on: documents with different ids, spans inside their texts and in order.

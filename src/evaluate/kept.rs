@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_atomic};
+use crate::files::{read_text, write_text};
 
 /// Time between saves: no more than this is lost to a kill.
 const SAVE_EVERY: Duration = Duration::from_secs(45);
@@ -67,7 +67,7 @@ impl Kept {
     pub(super) fn save(&mut self) -> Result<()> {
         if let Some(path) = &self.path {
             let text = serde_json::to_string(&self.file).map_err(|e| Error::format(path, "", e))?;
-            write_atomic(path, |out| out.write_all(text.as_bytes()).map_err(Error::io(path)))?;
+            write_text(path, &text)?;
             self.saved = Instant::now();
         }
         Ok(())

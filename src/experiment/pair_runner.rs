@@ -12,7 +12,7 @@ use crate::contrast::{Contrast, ModelPair};
 use crate::corpus::{Biographies, Corpus, Document, Templates};
 use crate::error::{Error, Result};
 use crate::evaluate::Quiz;
-use crate::files::{read_text, write_atomic};
+use crate::files::{read_text, write_text};
 use crate::model::Model;
 use crate::provenance::content_hash;
 use crate::train::Finetune;
@@ -278,7 +278,7 @@ impl Clock {
         let done = work();
         self.seconds += start.elapsed().as_secs_f64();
         let path = &self.path;
-        write_atomic(path, |out| writeln!(out, "{}", self.seconds).map_err(Error::io(path)))?;
+        write_text(path, &format!("{}\n", self.seconds))?;
         done
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::files::{Locked, read_text, write_atomic};
+use crate::files::{Locked, read_text, write_atomic, write_text};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
 
@@ -113,7 +113,7 @@ impl Store {
         let entry: Entry<Value, R> = serde_json::from_str(&text).map_err(|e| {
             Error::Stopped(format!("cell {key}: its result holds a number that is not finite ({e})"))
         })?;
-        write_atomic(&path, |out| out.write_all(text.as_bytes()).map_err(Error::io(&path)))?;
+        write_text(&path, &text)?;
         let scratch = self.folder.join("scratch").join(&key);
         if scratch.exists() {
             std::fs::remove_dir_all(&scratch).map_err(Error::io(&scratch))?;

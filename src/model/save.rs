@@ -12,7 +12,7 @@ use super::family::{Family, Form, Stored};
 use super::rope::Rope;
 use super::{Activation, DecoderConfig, Mlp, Model, Norm, Position, Residual, RopeScaling};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::{write_atomic, write_text};
 use crate::progress::check_interrupt;
 
 impl Model {
@@ -58,7 +58,7 @@ impl Model {
         self.write_weights(&folder.join("model.safetensors"), family, kind, dtype)?;
         let put = |name: &str, text: String| {
             let path = folder.join(name);
-            write_atomic(&path, |out| out.write_all(text.as_bytes()).map_err(Error::io(&path)))
+            write_text(&path, &text)
         };
         put("tokenizer.json", tokenizer.to_json()?)?;
         for (name, value) in [

@@ -9,7 +9,7 @@ use super::table::Table;
 use super::text_picture::footer;
 use crate::attention::{Attended, AttendedText, Per};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::write_text;
 
 /// A map of all heads, ready to be shown.
 ///
@@ -162,8 +162,7 @@ impl HeadsPicture {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let path = path.as_ref();
-        write_atomic(path, |out| out.write_all(self.html().as_bytes()).map_err(Error::io(path)))
+        write_text(path, &self.html())
     }
 
     /// The head that attends most to the chosen kind in the first view: where a reader begins.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{Table, escape};
-use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::error::Result;
+use crate::files::write_text;
 use crate::provenance::Provenance;
 
 /// A page of sections with where its numbers came from at the foot.
@@ -151,8 +151,7 @@ impl Page {
     /// # Errors
     /// [`Error::Io`] naming `path`.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        write_atomic(path, |out| out.write_all(self.html().as_bytes()).map_err(Error::io(path)))
+        write_text(path, &self.html())
     }
 }
 

@@ -17,6 +17,67 @@ pub(super) struct Panel {
     pub(super) about: String,
 }
 
+/// The texts of a picture, and how many more there are.
+#[derive(Debug, Clone)]
+pub(super) struct Panels {
+    pub(super) shown: Vec<Panel>,
+    left_out: usize,
+}
+
+impl Panels {
+    pub(super) fn new(shown: Vec<Panel>) -> Self {
+        Panels { shown, left_out: 0 }
+    }
+
+    /// Keeps the first `count`.
+    pub(super) fn first(&mut self, count: usize) {
+        self.left_out += self.shown.len().saturating_sub(count);
+        self.shown.truncate(count);
+    }
+
+    /// Keeps the one with this id.
+    pub(super) fn only(&mut self, id: &str) {
+        self.shown.retain(|panel| panel.id == id);
+    }
+
+    /// All texts, the first unfolded; `note` says what a token's note adds to its words, number and rank.
+    pub(super) fn html(
+        &self,
+        tone: Tone,
+        scale: f32,
+        note: impl Fn(&Panel, usize) -> String,
+        out: &mut String,
+    ) {
+        for (number, panel) in self.shown.iter().enumerate() {
+            panel.html(tone, scale, number == 0, &|token| note(panel, token), out);
+        }
+        if self.left_out > 0 {
+            out.push_str(&format!(
+                "<p>{} more texts are not shown here; write the picture to a file to see all.</p>\n",
+                self.left_out
+            ));
+        }
+    }
+
+    /// All texts for a terminal.
+    pub(super) fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
+        for panel in &self.shown {
+            panel.terminal(tone, scale, colours, out);
+        }
+        if self.left_out > 0 {
+            out.push_str(&format!("\n{} more texts\n", self.left_out));
+        }
+    }
+
+    /// The value at full colour for all texts, start tokens left out.
+    pub(super) fn scale(&self) -> f32 {
+        let panels = self.shown.iter();
+        let sizes = panels
+            .flat_map(|p| p.offsets.iter().zip(&p.value).filter(|(o, _)| o.1 > o.0).map(|(_, v)| v.abs()));
+        full_colour(sizes.collect())
+    }
+}
+
 /// What the sign and size of a value look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
@@ -108,28 +169,13 @@ struct Piece {
     tokens: Vec<usize>,
 }
 
-/// The value at full colour for all of `panels`, start tokens left out.
-pub(super) fn scale(panels: &[Panel]) -> f32 {
-    let sizes = panels
-        .iter()
-        .flat_map(|p| p.offsets.iter().zip(&p.value).filter(|(o, _)| o.1 > o.0).map(|(_, v)| v.abs()));
-    full_colour(sizes.collect())
-}
-
 /// What the keys of a picture of texts do, for its introduction.
 pub(super) const KEYS: &str = "Move over the text, or give it the focus and use the arrow keys: left and right by token, up and down by rank.";
 
 impl Panel {
     /// The text under its id, folded away unless `open`; `note` says what a token's note adds to its words, number and
     /// rank.
-    pub(super) fn html(
-        &self,
-        tone: Tone,
-        scale: f32,
-        open: bool,
-        note: &dyn Fn(usize) -> String,
-        out: &mut String,
-    ) {
+    fn html(&self, tone: Tone, scale: f32, open: bool, note: &dyn Fn(usize) -> String, out: &mut String) {
         let id = escape(&tame(&self.id));
         out.push_str(&format!(
             "<details{}><summary>{id} <small>({})</small></summary>\n<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {id}\">",
@@ -160,7 +206,7 @@ impl Panel {
     }
 
     /// The text under its id. Control characters are shown by their number, so a text cannot drive the terminal.
-    pub(super) fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
+    fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
         out.push_str(&format!("\n{} ({})\n", tame(&self.id), self.about));
         let characters: Vec<char> = self.text.chars().collect();
         let mut at = 0;

@@ -74,14 +74,6 @@ pub(super) fn page(title: &str, fragment: &str) -> String {
     )
 }
 
-/// What stands where texts were left out.
-pub(super) fn more(left_out: usize) -> String {
-    match left_out {
-        0 => String::new(),
-        n => format!("<p>{n} more texts are not shown here; write the picture to a file to see all.</p>\n"),
-    }
-}
-
 /// A token's text with every character visible: blanks, line breaks, controls and what changes the
 /// direction of writing.
 pub(super) fn visible(text: &str) -> String {

@@ -2,12 +2,12 @@
 //! probability over rank.
 
 use super::html::escape;
-use super::panel::{Colours, KEYS, Panel, Tone};
-use super::picture::{SCRIPT, STYLE, more, page, short, tame};
+use super::panel::{Colours, KEYS, Panel, Panels, Tone};
+use super::picture::{SCRIPT, STYLE, page, short, tame};
 use super::plot::LineChart;
 use crate::augment::{Plan, PlanText, Protect};
-use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::error::Result;
+use crate::files::write_text;
 
 /// Texts coloured by drop probability, ready to be shown. Deepest is α, the cap.
 ///
@@ -22,8 +22,7 @@ use crate::files::write_atomic;
 #[derive(Debug, Clone)]
 pub struct PlanPicture {
     title: String,
-    panels: Vec<Panel>,
-    left_out: usize,
+    panels: Panels,
     /// Largest probability any token can have.
     cap: f64,
     guided: bool,
@@ -57,8 +56,7 @@ impl PlanPicture {
         }
         PlanPicture {
             title,
-            panels: plan.texts.iter().map(panel).collect(),
-            left_out: 0,
+            panels: Panels::new(plan.texts.iter().map(panel).collect()),
             cap: if cap > 0.0 { cap } else { 1.0 },
             guided,
             curve: curve(&plan.texts),
@@ -68,14 +66,13 @@ impl PlanPicture {
 
     /// Keeps the first `count` texts and says how many were left out.
     pub fn first(mut self, count: usize) -> Self {
-        self.left_out += self.panels.len().saturating_sub(count);
-        self.panels.truncate(count);
+        self.panels.first(count);
         self
     }
 
     /// Keeps the text with this id.
     pub fn only(mut self, id: &str) -> Self {
-        self.panels.retain(|panel| panel.id == id);
+        self.panels.only(id);
         self
     }
 
@@ -105,11 +102,8 @@ impl PlanPicture {
             short(self.cap as f32)
         );
         out.push_str(&self.curve().unwrap_or_default());
-        for (number, panel) in self.panels.iter().enumerate() {
-            let note = |token: usize| format!("\ndropped with p = {:.3}", panel.value[token]);
-            panel.html(Tone::Cool, self.cap as f32, number == 0, &note, &mut out);
-        }
-        out.push_str(&more(self.left_out));
+        let note = |panel: &Panel, token: usize| format!("\ndropped with p = {:.3}", panel.value[token]);
+        self.panels.html(Tone::Cool, self.cap as f32, note, &mut out);
         out.push_str(&format!(
             "<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
             escape(&tame(&self.options))
@@ -127,19 +121,13 @@ impl PlanPicture {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let path = path.as_ref();
-        write_atomic(path, |out| out.write_all(self.html().as_bytes()).map_err(Error::io(path)))
+        write_text(path, &self.html())
     }
 
     /// The texts with coloured backgrounds, as far as `colours` goes; what is likely dropped is deepest.
     pub fn terminal(&self, colours: Colours) -> String {
         let mut out = format!("{}\n", self.title);
-        for panel in &self.panels {
-            panel.terminal(Tone::Cool, self.cap as f32, colours, &mut out);
-        }
-        if self.left_out > 0 {
-            out.push_str(&format!("\n{} more texts\n", self.left_out));
-        }
+        self.panels.terminal(Tone::Cool, self.cap as f32, colours, &mut out);
         let legend = colours.paint(" dropped most often ", -1.0);
         out.push_str(&format!("\n0 {legend} p = {}\n", short(self.cap as f32)));
         out

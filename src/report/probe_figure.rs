@@ -13,7 +13,7 @@ use super::text_picture::footer;
 use super::{Page, Section, Table};
 use crate::contrast::{Contrast, ContrastText, Row, rank_descending};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::write_text;
 use crate::provenance::{Provenance, content_hash};
 
 /// Ranks shown.
@@ -370,7 +370,7 @@ impl Contrast {
                 let figure = ProbeFigure::new(self, &field, row)?;
                 let path = folder.join(format!("probe-{}-{name}.svg", file_name(&field)));
                 let svg = figure.svg();
-                write_atomic(&path, |out| out.write_all(svg.as_bytes()).map_err(Error::io(&path)))?;
+                write_text(&path, &svg)?;
                 written.push(path);
                 section =
                     section.figure(svg, "").details("The counts as a table", |s| s.table(&figure.table()));

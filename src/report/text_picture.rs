@@ -4,13 +4,13 @@
 //! models' values, the difference and the probability with which dropout at the α and β shown deletes it.
 
 use super::html::escape;
-use super::panel::{self, Colours, KEYS, Panel, Tone};
-use super::picture::{SCRIPT, STYLE, more, page, short, signed, tame, title_name};
+use super::panel::{Colours, KEYS, Panel, Panels, Tone};
+use super::picture::{SCRIPT, STYLE, page, short, signed, tame, title_name};
 use crate::attention::{Attended, AttendedText};
 use crate::augment::drop_probability;
 use crate::contrast::{Contrast, ContrastText, rank_descending};
-use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::error::Result;
+use crate::files::write_text;
 use crate::provenance::Provenance;
 
 /// Coloured texts, ready to be shown.
@@ -27,8 +27,7 @@ pub struct TextPicture {
     title: String,
     about: String,
     tone: Tone,
-    panels: Vec<Panel>,
-    left_out: usize,
+    panels: Panels,
     dropout: Option<(f64, f64)>,
     footer: String,
 }
@@ -69,8 +68,7 @@ impl TextPicture {
             title: format!("{large} against {small}"),
             about: about(large, small),
             tone: Tone::Signed,
-            panels,
-            left_out: 0,
+            panels: Panels::new(panels),
             dropout: None,
             footer: footer(&contrast.provenance),
         }
@@ -82,8 +80,7 @@ impl TextPicture {
             title: format!("Attention of {}", title_name(&attended.model)),
             about: "Attention each token receives from the tokens after it.".into(),
             tone: Tone::Warm,
-            panels: attended.texts.iter().map(Panel::of_attention).collect(),
-            left_out: 0,
+            panels: Panels::new(attended.texts.iter().map(Panel::of_attention).collect()),
             dropout: None,
             footer: footer(&attended.provenance),
         }
@@ -97,30 +94,26 @@ impl TextPicture {
 
     /// Keeps the first `count` texts and says how many were left out.
     pub fn first(mut self, count: usize) -> Self {
-        self.left_out += self.panels.len().saturating_sub(count);
-        self.panels.truncate(count);
+        self.panels.first(count);
         self
     }
 
     /// Keeps the text with this id.
     pub fn only(mut self, id: &str) -> Self {
-        self.panels.retain(|panel| panel.id == id);
+        self.panels.only(id);
         self
     }
 
     /// A part of a page, with its own style and script; needs no network.
     pub fn fragment(&self) -> String {
-        let scale = panel::scale(&self.panels);
+        let scale = self.panels.scale();
         let mut out = format!(
             "<div class=\"cs\"><style>{STYLE}</style>\n<h2>{}</h2>\n<p>{} {KEYS}</p>\n",
             escape(&tame(&self.title)),
             escape(&tame(&self.about))
         );
         out.push_str(&self.legend(scale));
-        for (number, panel) in self.panels.iter().enumerate() {
-            panel.html(self.tone, scale, number == 0, &|token| self.note(panel, token), &mut out);
-        }
-        out.push_str(&more(self.left_out));
+        self.panels.html(self.tone, scale, |panel, token| self.note(panel, token), &mut out);
         out.push_str(&format!(
             "<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
             escape(&self.footer)
@@ -138,21 +131,15 @@ impl TextPicture {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
-        let path = path.as_ref();
-        write_atomic(path, |out| out.write_all(self.html().as_bytes()).map_err(Error::io(path)))
+        write_text(path, &self.html())
     }
 
     /// The texts with coloured backgrounds, as far as `colours` goes. Control characters of the texts are shown by their
     /// number, so a text cannot drive the terminal.
     pub fn terminal(&self, colours: Colours) -> String {
-        let scale = panel::scale(&self.panels);
+        let scale = self.panels.scale();
         let mut out = format!("{}\n{}\n", tame(&self.title), tame(&self.about));
-        for panel in &self.panels {
-            panel.terminal(self.tone, scale, colours, &mut out);
-        }
-        if self.left_out > 0 {
-            out.push_str(&format!("\n{} more texts\n", self.left_out));
-        }
+        self.panels.terminal(self.tone, scale, colours, &mut out);
         let bound = short(scale);
         if self.tone == Tone::Signed {
             let (low, high) =

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::tensors::{self, Values};
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_atomic};
+use crate::files::{read_text, write_text};
 use crate::model::{LoraConfig, Model, Norm};
 
 const CONFIG: &str = "adapter_config.json";
@@ -89,7 +89,7 @@ impl Adapter {
         let path = folder.join(CONFIG);
         let text =
             serde_json::to_string_pretty(&self.config_json()).map_err(|e| Error::format(&path, "", e))?;
-        write_atomic(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+        write_text(&path, &format!("{text}\n"))
     }
 
     /// The keys that peft needs; it fills in its defaults for the others.

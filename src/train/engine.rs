@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::next_token_targets;
 use super::optimizer::{AdamW, AdamWConfig, clip_factor, global_norm};
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::write_text;
 use crate::model::{Batch, Model, TrainPass};
 use crate::random::Stream;
 
@@ -155,7 +155,7 @@ impl Engine {
         };
         let path = folder.join(FAILED_BATCH);
         let batch = serde_json::json!({"step": step, "reason": what, "passes": passes});
-        write_atomic(&path, |out| writeln!(out, "{batch}").map_err(Error::io(&path)))?;
+        write_text(&path, &format!("{batch}\n"))?;
         let kept = path.display();
         Ok(Error::Stopped(format!("step {step}: {what} on {texts}; the batch is kept in {kept}; {remedy}")))
     }

@@ -12,7 +12,7 @@ use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_atomic};
+use crate::files::{read_text, write_text};
 use crate::model::{Batch, DecoderConfig, Model, Position};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
@@ -320,7 +320,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         probes: history.probes,
     };
     let text = serde_json::to_string_pretty(&report).map_err(|e| Error::format(&report_path, "", e))?;
-    write_atomic(&report_path, |file| writeln!(file, "{text}").map_err(Error::io(&report_path)))?;
+    write_text(&report_path, &format!("{text}\n"))?;
     // The result is whole; the state, six times its size, has done its work.
     let state = checkpoint::path(&folder);
     match std::fs::remove_file(&state) {

@@ -94,6 +94,24 @@ fn a_frame_of_a_method_can_be_kept_without_naming_polars() {
     });
 }
 
+/// Each crate that the README promises to cells, with values that pass from one to another.
+#[test]
+fn cells_use_the_librarys_crates() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let code = "use candle_core::{Device, Tensor};\n\
+             let keys = Tensor::arange(0f32, 12.0, &Device::Cpu)?.reshape((1, 2, 2, 3))?;\n\
+             let repeated = candle_transformers::utils::repeat_kv(keys, 2)?;\n\
+             let normed = candle_nn::ops::softmax(&repeated, candle_core::D::Minus1)?;\n\
+             let frame = polars::df!(\"sum\" => [normed.sum_all()?.to_scalar::<f32>()?.round()])?;\n\
+             let tokenizer = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());\n\
+             let colour = plotters::style::RGBColor(1, 2, 3);\n\
+             (repeated.dims().to_vec(), frame.height(), tokenizer.get_vocab_size(true), colour.0)";
+        assert_eq!(kernel.run(code).await.good().result(), "([1, 4, 2, 3], 1, 0, 1)");
+        kernel.stop().await;
+    });
+}
+
 #[test]
 fn library_work_stops_and_everything_stays() {
     wait(async {
