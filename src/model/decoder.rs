@@ -191,8 +191,6 @@ impl Decoder {
                 scatter(gradients.slot(table), batch.ids(), &dx, d, self.config.embed_scale);
             }
         }
-        drop(dx);
-        self.pool.trim();
         Ok(())
     }
 }

@@ -1,9 +1,12 @@
 //! Greedy decoding of many prompts at once.
 
+use rayon::prelude::*;
+
 use super::Model;
 use super::cache::Cache;
 use super::capture::{Batch, Logits, Want};
 use super::decoder::pick;
+use super::scratch::in_pool;
 use crate::error::{Error, Result};
 
 /// How far to decode.
@@ -71,7 +74,7 @@ impl Model {
         let group = (CACHE / (2 * c.layers * c.kv_width() * longest)).max(1);
         let mut answers = Vec::with_capacity(prompts.len());
         for group in prompts.chunks(group) {
-            answers.extend(self.generate_group(group, options)?);
+            answers.extend(in_pool(|| self.generate_group(group, options))?);
         }
         Ok(answers)
     }
@@ -165,7 +168,7 @@ fn argmax_rows(logits: &candle_core::Tensor) -> Result<Vec<u32>> {
         row.iter().enumerate().fold(first, |best, (index, v)| if *v > best.1 { (index, *v) } else { best }).0
             as u32
     };
-    Ok(logits.to_vec2::<f32>()?.into_iter().map(best).collect())
+    Ok(logits.to_vec2::<f32>()?.into_par_iter().map(best).collect())
 }
 
 #[cfg(test)]

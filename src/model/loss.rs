@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::decoder::{Half, soft_cap};
 use super::linear::{Gradients, Work};
 use super::parameters::Decoder;
-use super::scratch::Buffer;
+use super::scratch::{Buffer, in_pool};
 use super::simd::{exp, max, vectorized};
 use crate::error::Result;
 
@@ -161,7 +161,9 @@ impl CustomOp2 for Deliver {
         if let State::Waiting(..) = &*state
             && let State::Waiting(decoder, half) = std::mem::replace(&mut *state, State::Failed)
         {
-            let gradients = half.backward(&decoder).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+            let gradients = in_pool(|| half.backward(&decoder));
+            decoder.pool.trim();
+            let gradients = gradients.map_err(|e| candle_core::Error::Msg(e.to_string()))?;
             *state = State::Done(gradients);
         }
         let State::Done(gradients) = &mut *state else {

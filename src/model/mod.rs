@@ -63,6 +63,7 @@ use crate::error::{Error, Result};
 use crate::provenance::content_hash;
 use crate::tokens::Tokenizer;
 use parameters::Decoder;
+use scratch::in_pool;
 
 /// A weight matrix `[out, in]` in the type of its file.
 #[derive(Debug, Clone)]
@@ -262,7 +263,7 @@ impl Model {
             return Ok(Output::default());
         }
         if self.0.device.is_cpu() {
-            self.0.decoder.forward(batch, want)
+            in_pool(|| self.0.decoder.forward(batch, want))
         } else {
             graph::forward(&self.0.decoder, batch, want, DType::F32)
         }
@@ -287,7 +288,7 @@ impl Model {
         self.check_targets(batch, targets)?;
         if self.0.device.is_cpu() {
             let variables: Vec<Tensor> = self.0.trainable.values().map(|v| v.as_tensor().clone()).collect();
-            decoder::loss(&self.0.decoder, &variables, batch, targets, pass)
+            in_pool(|| decoder::loss(&self.0.decoder, &variables, batch, targets, pass))
         } else {
             graph::loss(&self.0.decoder, batch, targets, pass, DType::F32)
         }
@@ -309,7 +310,9 @@ impl Model {
         self.check_targets(batch, targets)?;
         let mut named = BTreeMap::new();
         if self.0.device.is_cpu() {
-            let (value, mut gradients) = decoder::loss_and_gradients(&self.0.decoder, batch, targets, pass)?;
+            let decoder = &self.0.decoder;
+            let (value, mut gradients) =
+                in_pool(|| decoder::loss_and_gradients(decoder, batch, targets, pass))?;
             for (name, var) in &self.0.trainable {
                 if let Some(values) = gradients.take(var) {
                     named.insert(name.clone(), Tensor::from_vec(values, var.shape(), &self.0.device)?);
@@ -359,11 +362,16 @@ impl Model {
             return Ok(Vec::new());
         }
         let flat = if self.0.device.is_cpu() {
-            self.0.decoder.token_log_probs(batch)?
+            in_pool(|| self.0.decoder.token_log_probs(batch))?
         } else {
             graph::token_log_probs(&self.0.decoder, batch, DType::F32)?
         };
         Ok((0..batch.texts()).map(|text| flat[batch.range(text)].to_vec()).collect())
+    }
+
+    /// Gives the memory that passes left for the next ones back to the system.
+    pub(crate) fn trim(&self) {
+        self.0.decoder.pool.trim();
     }
 
     /// Tensors that [`Model::loss`] has gradients for, by name; empty for a frozen model.

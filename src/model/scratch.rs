@@ -36,6 +36,12 @@ impl Pool {
                 data
             }
             None => {
+                // Batches differ in length: the buffer of a shorter one makes room instead of lying idle beside its
+                // successor, so that what is kept stays within one pass of the longest.
+                let outgrown =
+                    free.iter().enumerate().filter(|(_, b)| (len / 2..len).contains(&b.capacity()));
+                let outgrown = outgrown.max_by_key(|(_, b)| b.capacity()).map(|(index, _)| index);
+                drop(outgrown.map(|index| free.swap_remove(index)));
                 drop(free);
                 vec![0.0; len]
             }
@@ -43,7 +49,8 @@ impl Pool {
         Buffer { data, pool: self.clone() }
     }
 
-    /// Gives memory beyond a modest reserve back to the system.
+    /// Gives memory beyond a modest reserve back to the system. Training steps leave that to the end of the run: the
+    /// next step wants the same again, and fresh pages cost as much as a tenth of it.
     pub(super) fn trim(&self) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept = 0;
@@ -75,6 +82,12 @@ impl DerefMut for Buffer {
     }
 }
 
+/// Runs `work` on a thread of rayon's pool. What it hands out from there starts at once; handed over from a thread outside, each
+/// of a pass's thousand products would cost a sleep and a wake-up.
+pub(super) fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 /// Rows handled by one task, fixed by the width alone so that results do not depend on threads.
 pub(super) fn rows_per_task(width: usize) -> usize {
     (32_768 / width.max(1)).clamp(1, 256)
@@ -96,4 +109,24 @@ pub(super) fn add(to: &mut [f32], from: &[f32]) {
             }
         });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longer_batches_replace_what_shorter_ones_left() {
+        let pool = Arc::new(Pool::default());
+        let pass = |tokens: usize| {
+            let held: Vec<Buffer> =
+                [tokens * 64, tokens * 64, tokens * 512].map(|len| pool.take(len)).into_iter().collect();
+            held.iter().map(|b| b.len()).sum::<usize>()
+        };
+        let kept = || pool.free.lock().unwrap().iter().map(Vec::capacity).sum::<usize>();
+        let longest = (100..160).step_by(7).map(pass).max().unwrap();
+        assert_eq!(kept(), longest);
+        (100..150).for_each(|tokens| drop(pass(tokens)));
+        assert_eq!(kept(), longest);
+    }
 }

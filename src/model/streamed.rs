@@ -19,7 +19,7 @@ use super::linear::{GROUP, Linear, Work};
 use super::load::open;
 use super::parameters::Block;
 use super::rope::Rope;
-use super::scratch::{Buffer, Pool, add};
+use super::scratch::{Buffer, Pool, add, in_pool};
 use super::weights::WeightFile;
 use super::{DecoderConfig, Matrix, tokenizer_fits};
 use crate::error::Result;
@@ -141,7 +141,7 @@ impl Streamed {
                 let pass = Pass { config: c, batch, positions: &positions[index], work: &work };
                 let stop = ends[index] == Some(layer);
                 let run = Run { layer, gather: Some(&mut gathers[index]), stop, save: false };
-                block.forward(&pass, &mut states[index], run)?;
+                in_pool(|| block.forward(&pass, &mut states[index], run))?;
                 done(batch.tokens())?;
             }
         }

@@ -161,6 +161,12 @@ impl Engine {
     }
 }
 
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.model.trim();
+    }
+}
+
 /// Adds `share` of the gradients `found` in one pass to those of the passes before.
 fn add(
     trainable: &BTreeMap<String, Var>,
