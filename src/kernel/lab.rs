@@ -44,6 +44,28 @@ fn run(command: &mut Command, mend: &str) -> Result<()> {
     }
 }
 
+/// Marks this project's own notebooks as trusted: until they are run, JupyterLab would show their tables without colours and
+/// leave their charts out. Others are for their reader to judge.
+fn trust(jupyter: &Path, notebooks: &Path, say: &mut dyn FnMut(&str)) {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks");
+    let (Ok(own), Ok(asked)) = (own.canonicalize(), notebooks.canonicalize()) else { return };
+    if own != asked {
+        return;
+    }
+    let files = std::fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
+    let numbered = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.ends_with(".ipynb") && name.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let asked =
+        Command::new(jupyter).arg("trust").args(files.filter(numbered)).stdout(Stdio::null()).status();
+    if !asked.is_ok_and(|status| status.success()) {
+        say(
+            "`jupyter trust` failed; JupyterLab shows charts once a notebook is run or trusted (File, Trust Notebook)",
+        );
+    }
+}
+
 /// Builds the library for notebooks when it is due, registers the kernel, and runs JupyterLab on
 /// `notebooks` in the place of this process. `arguments` go to JupyterLab. Returns only when it fails.
 ///
@@ -64,6 +86,7 @@ pub fn lab(notebooks: &Path, arguments: &[String], say: &mut dyn FnMut(&str)) ->
     };
     let spec = kernelspec::install(None)?;
     say(&format!("kernel \"Rust (cluescope)\" registered in {}", spec.display()));
+    trust(&jupyter, notebooks, say);
     // In this process's place, so that Ctrl-C and closing mean what they mean to JupyterLab.
     let error = Command::new(&jupyter).arg("lab").arg(notebooks).args(arguments).exec();
     Err(Error::io(&jupyter)(error))

@@ -16,11 +16,12 @@ impl Rich {
         Rich { forms: vec![("text/html".into(), html.into())] }
     }
 
-    /// A picture. Code hosts show pictures and leave those within HTML out. As a picture it knows nothing of the page's
+    /// A picture and its title, for front ends without pictures and for JupyterLab until the notebook is run or trusted.
+    /// Code hosts show pictures and leave those within HTML out. As a picture it knows nothing of the page's
     /// colours, so its ground is white and its ink black.
-    pub fn svg(svg: &str) -> Self {
+    pub fn svg(svg: &str, title: &str) -> Self {
         let svg = svg.replacen("style=\"", "style=\"background:#fff;color:#000;", 1);
-        Rich { forms: vec![("image/svg+xml".into(), svg)] }
+        Rich { forms: vec![("image/svg+xml".into(), svg)] }.text(format!("[picture: {title}]"))
     }
 
     /// Adds plain text for front ends without HTML.
@@ -112,8 +113,8 @@ mod tests {
     #[test]
     fn a_picture_has_a_ground_of_its_own() {
         let chart = crate::report::LineChart::new("Loss").line("l", [(0.0, 1.0), (1.0, 0.5)]);
-        let rich = Rich::svg(&chart.svg().unwrap()).text(chart.title());
-        assert_eq!(rich.forms[0], ("text/plain".into(), "Loss".into()));
+        let rich = Rich::svg(&chart.svg().unwrap(), chart.title());
+        assert_eq!(rich.forms[0], ("text/plain".into(), "[picture: Loss]".into()));
         let (mime, svg) = &rich.forms[1];
         assert!(mime == "image/svg+xml" && svg.starts_with("<svg") && svg.contains("xmlns="), "{svg}");
         let head = svg.split('>').next().unwrap();

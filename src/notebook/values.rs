@@ -54,9 +54,12 @@ impl Plan {
 }
 
 impl PlanPicture {
-    /// Shows the picture.
+    /// Shows the texts, and the probability over rank below them.
     pub fn evcxr_display(&self) {
         show(&Rich::html(self.fragment()).text(self.terminal(Colours::None)));
+        if let Some(curve) = self.curve() {
+            show(&Rich::svg(&curve, "probability of being dropped, by rank"));
+        }
     }
 }
 
@@ -70,7 +73,8 @@ impl HeadsPicture {
 impl ProbeFigure {
     /// Shows the figure.
     pub fn evcxr_display(&self) {
-        show(&Rich::html(self.fragment()).text(self.table().to_string()));
+        show(&Rich::svg(&self.svg(), &self.title()));
+        show(&Rich::html(self.counts()).text(self.table().to_string()));
     }
 }
 
@@ -94,7 +98,7 @@ macro_rules! figures {
         impl $figure {
             /// Shows the figure.
             pub fn evcxr_display(&self) {
-                show_made(self.svg(), |svg| show(&Rich::svg(&svg).text(self.title())));
+                show_made(self.svg(), |svg| show(&Rich::svg(&svg, self.title())));
             }
         }
     )+};
@@ -180,7 +184,7 @@ impl Run {
             .y_label("loss (nats a token)")
             .line("loss", self.steps.iter().map(|s| (s.epoch, s.loss)));
         match chart.svg() {
-            Ok(svg) => show(&Rich::svg(&svg).text(text)),
+            Ok(svg) => show(&Rich::svg(&svg, &text)),
             // Nothing to draw: no step was taken.
             Err(_) => show(&Rich { forms: vec![("text/plain".into(), text)] }),
         }

@@ -41,9 +41,13 @@ pub fn clues(contrast: &Contrast, plan: &Plan) -> Result<Section> {
     }
     let texts = TextPicture::of(contrast).first(TEXTS);
     let plan = PlanPicture::of(plan).first(TEXTS);
-    Ok(section
+    section = section
         .paragraph("The first texts, coloured by the large model's attention minus the small one's:")
         .raw(texts.fragment())
         .paragraph("The same texts, coloured by what dropout makes of it (Figure 4):")
-        .raw(plan.fragment()))
+        .raw(plan.fragment());
+    Ok(match plan.curve() {
+        Some(curve) => section.figure(curve, ""),
+        None => section,
+    })
 }

@@ -122,7 +122,7 @@ impl HeadsPicture {
             out.push_str(&view.data());
         }
         out.push_str(&format!(
-            "<footer>{}</footer>\n<script>{SCRIPT}{CHOOSE}</script></div>\n",
+            "<p class=\"bare\">The map needs a notebook that was run or is trusted.</p>\n<footer>{}</footer>\n<script>{SCRIPT}{CHOOSE}</script></div>\n",
             escape(&self.footer)
         ));
         out
@@ -209,7 +209,7 @@ impl HeadsPicture {
             }
             out.push_str(&slice(at, start));
             out.push_str(&format!(
-                "<b class=\"p\" style=\"--w:0\" data-n=\"{token}\">{}</b>",
+                "<span class=\"t p\" style=\"--w:0\" data-n=\"{token}\">{}</span>",
                 slice(start, end)
             ));
             at = end;
@@ -282,7 +282,7 @@ const CHOOSE: &str = r#"
 (()=>{for(const root of document.querySelectorAll('.cs-heads:not([data-chosen])')){root.dataset.chosen='1';
 const views=[...root.querySelectorAll('.view')].map(v=>({share:JSON.parse(v.dataset.share),most:JSON.parse(v.dataset.most),rows:JSON.parse(v.dataset.rows)}));
 const cells=[...root.querySelectorAll('.grid button')],columns=root.querySelectorAll('[role=columnheader]').length;
-const box=root.querySelector('.tx'),tokens=[...box.querySelectorAll('b')],pick=root.querySelector('select'),said=root.querySelector('.said');
+const box=root.querySelector('.tx'),tokens=[...box.querySelectorAll('.t')],pick=root.querySelector('select'),said=root.querySelector('.said');
 let at=Math.max(0,cells.findIndex(c=>c.tabIndex===0));
 const percent=x=>(100*x).toPrecision(3)+' %';
 const paintGrid=()=>{const v=views[pick.value],top=Math.max(...v.share,1e-12);root.querySelector('.most').textContent=percent(top);

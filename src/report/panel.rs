@@ -148,8 +148,7 @@ impl Colours {
             }),
             _ if weight.abs() < 0.02 => text.into(),
             Colours::True => {
-                let full = if weight > 0.0 { [240.0, 154.0, 62.0] } else { [95.0, 168.0, 220.0] };
-                let [r, g, b] = full.map(|c: f32| (255.0 + (c - 255.0) * weight.abs()).round() as u8);
+                let [r, g, b] = on_white(weight);
                 by_line(&|line| format!("\x1b[30;48;2;{r};{g};{b}m{line}\x1b[0m"))
             }
             Colours::Indexed => {
@@ -160,6 +159,30 @@ impl Colours {
             }
         }
     }
+}
+
+/// Orange (positive) or blue, mixed with white by the weight's size.
+fn on_white(weight: f32) -> [u8; 3] {
+    let full = if weight > 0.0 { [240.0, 154.0, 62.0] } else { [95.0, 168.0, 220.0] };
+    full.map(|c: f32| (255.0 + (c - 255.0) * weight.abs()).round() as u8)
+}
+
+/// The element that still tells strong colours apart where a host takes all styles away.
+fn bare_tag(weight: f32) -> &'static str {
+    match weight {
+        w if w >= 0.5 => "b",
+        w if w <= -0.5 => "i",
+        _ => "span",
+    }
+}
+
+/// Colours that survive where style sheets are taken away; the picture's own style overrides them.
+fn bare_colour(weight: f32) -> String {
+    if weight.abs() < 0.02 {
+        return String::new();
+    }
+    let [r, g, b] = on_white(weight);
+    format!(";background-color:#{r:02x}{g:02x}{b:02x};color:#1b1f24")
 }
 
 /// A stretch of text in one colour: one token, or several that share characters.
@@ -189,13 +212,15 @@ impl Panel {
             out.push_str(&slice(at, piece.start));
             let weight = tone.weight(self.strongest(&piece), scale);
             let class = if weight < 0.0 { "n" } else { "p" };
+            let tag = bare_tag(weight);
             let notes: Vec<String> =
                 piece.tokens.iter().map(|&t| self.head(t, &characters) + &note(t)).collect();
             let rank = piece.tokens.iter().filter_map(|&t| self.rank.get(t)).min();
             let rank = rank.map_or(String::new(), |rank| format!(" data-r=\"{rank}\""));
             out.push_str(&format!(
-                "<b role=\"option\" class=\"{class}\" style=\"--w:{:.0}\"{rank} title=\"{}\">{}</b>",
+                "<{tag} role=\"option\" class=\"t {class}\" style=\"--w:{:.0}{}\"{rank} title=\"{}\">{}</{tag}>",
                 weight.abs() * 100.0,
+                bare_colour(weight),
                 escape(&notes.join("\n\n")),
                 slice(piece.start, piece.end)
             ));
@@ -284,6 +309,14 @@ mod tests {
         assert_eq!(Colours::Indexed.paint("a", -0.3), "\x1b[30;48;5;153ma\x1b[0m");
         assert_eq!(Colours::True.paint("a", 1.0), "\x1b[30;48;2;240;154;62ma\x1b[0m");
         assert_eq!(Colours::True.paint("a", 0.01), "a");
+    }
+
+    #[test]
+    fn strong_colours_survive_without_styles() {
+        assert_eq!([0.5, -0.5, 0.49, 0.0].map(bare_tag), ["b", "i", "span", "span"]);
+        assert_eq!(bare_colour(1.0), ";background-color:#f09a3e;color:#1b1f24");
+        assert_eq!(bare_colour(-1.0), ";background-color:#5fa8dc;color:#1b1f24");
+        assert_eq!(bare_colour(0.01), "");
     }
 
     #[test]

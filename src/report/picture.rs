@@ -19,7 +19,8 @@ font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;max-width:60rem;marg
 .cs summary{cursor:pointer;overflow-wrap:anywhere}
 .cs .tx{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;line-height:1.9;margin:.35rem 0;padding:.25rem;border:1px solid transparent;border-radius:3px;tab-size:4}
 .cs .tx:focus-visible{outline:2px solid var(--fg)}
-.cs .tx b{font-weight:inherit;padding:.15em 0;background:color-mix(in srgb,var(--c) calc(var(--w)*1%),transparent);unicode-bidi:normal}
+.cs .tx .t{font-weight:inherit;font-style:inherit;padding:.15em 0;color:inherit!important;background:color-mix(in srgb,var(--c) calc(var(--w)*1%),transparent)!important;unicode-bidi:normal}
+.cs .bare{display:none}
 .cs .p{--c:var(--pos);border-bottom:2px solid color-mix(in srgb,var(--fg) calc(var(--w)*.6%),transparent)}
 .cs .n{--c:var(--neg)}
 .cs .tx .on{outline:2px solid var(--fg);outline-offset:-1px}
@@ -34,6 +35,10 @@ box-shadow:0 2px 8px #0005;font-size:.85rem;line-height:1.45;white-space:pre-lin
 .cs .tip[hidden]{display:none}
 ";
 
+/// What stands below a picture where styles were taken away, as code hosts do, and JupyterLab in a notebook that was neither run nor trusted.
+pub(super) const BARE: &str = "<p class=\"bare\">Where no colours are shown, bold stands for orange and italic for blue. Colours that follow the theme, notes and keys \
+need a notebook that was run or is trusted.</p>\n";
+
 /// Notes beside the pointer and the keyboard's token. A note without this script is the browser's own
 /// tooltip. Every picture on a page is set up once.
 pub(super) const SCRIPT: &str = r#"
@@ -47,9 +52,9 @@ let y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
 tip.style.left=Math.max(4,Math.min(r.left,innerWidth-b.width-8))+'px';tip.style.top=y+'px'};
 let count=0;
 for(const box of root.querySelectorAll('.tx')){
-let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('b')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++}}return list};
+let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('.t')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++}}return list};
 const go=t=>{if(!t)return;t.scrollIntoView({block:'nearest'});show(t);box.setAttribute('aria-activedescendant',t.id)};
-box.addEventListener('pointerover',e=>{tokens();const t=e.target.closest('b');if(t)show(t)});
+box.addEventListener('pointerover',e=>{tokens();const t=e.target.closest('.t');if(t)show(t)});
 box.addEventListener('pointerleave',hide);box.addEventListener('blur',hide);
 box.addEventListener('focus',()=>{tokens();if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:list[0])});
 box.addEventListener('keydown',e=>{const all=tokens(),at=on?all.indexOf(on):-1;let to=null;

@@ -3,7 +3,7 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Tone};
-use super::picture::{SCRIPT, STYLE, page, short, tame};
+use super::picture::{BARE, SCRIPT, STYLE, page, short, tame};
 use super::plot::LineChart;
 use crate::augment::{Plan, PlanText, Protect};
 use crate::error::Result;
@@ -87,7 +87,7 @@ impl PlanPicture {
         if self.guided { chart.svg().ok() } else { None }
     }
 
-    /// A part of a page, with its own style and script; needs no network.
+    /// The texts as a part of a page, with its own style and script; needs no network.
     pub fn fragment(&self) -> String {
         let about = if self.guided {
             "The deeper a token, the likelier it is dropped from a copy; pale tokens are the clues that stay."
@@ -96,16 +96,15 @@ impl PlanPicture {
         };
         let mut out = format!(
             "<div class=\"cs\"><style>{STYLE}</style>\n<h2>{}</h2>\n<p>{about} {KEYS}</p>\n\
-             <div class=\"scale\"><span>0: always kept</span><span class=\"bar\" role=\"img\" aria-label=\"pale to blue\" \
-             style=\"background:linear-gradient(90deg,transparent,var(--neg))\"></span><span>p = {}</span></div>\n",
+             <div class=\"scale\"><span>0: always kept</span>\n<span class=\"bar\" role=\"img\" aria-label=\"pale to blue\" \
+             style=\"background:linear-gradient(90deg,transparent,var(--neg))\"></span>\n<span>p = {}</span></div>\n",
             escape(&self.title),
             short(self.cap as f32)
         );
-        out.push_str(&self.curve().unwrap_or_default());
         let note = |panel: &Panel, token: usize| format!("\ndropped with p = {:.3}", panel.value[token]);
         self.panels.html(Tone::Cool, self.cap as f32, note, &mut out);
         out.push_str(&format!(
-            "<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
+            "{BARE}<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
             escape(&tame(&self.options))
         ));
         out
@@ -113,7 +112,7 @@ impl PlanPicture {
 
     /// A whole page.
     pub fn html(&self) -> String {
-        page(&self.title, &self.fragment())
+        page(&self.title, &format!("{}{}", self.fragment(), self.curve().unwrap_or_default()))
     }
 
     /// Writes [`PlanPicture::html`].

@@ -231,11 +231,10 @@ impl ProbeFigure {
         out
     }
 
-    /// The figure with its counts folded away below it, as a part of a page; needs no network.
-    pub fn fragment(&self) -> String {
+    /// The counts, folded away, as a part of a page.
+    pub fn counts(&self) -> String {
         format!(
-            "<div class=\"cs\"><style>{FRAME}</style>{}<details><summary>The counts as a table</summary>{}</details>\n<footer>{}</footer></div>\n",
-            self.svg(),
+            "<div class=\"cs\"><style>{FRAME}</style><details><summary>The counts as a table</summary>{}</details>\n<footer>{}</footer></div>\n",
             self.table().html(),
             escape(&footer(&self.provenance))
         )
@@ -254,7 +253,8 @@ impl ProbeFigure {
         ))
     }
 
-    fn title(&self) -> String {
+    /// What the figure shows.
+    pub fn title(&self) -> String {
         tame(&format!("Probe of {}: {}", self.field, self.models))
     }
 

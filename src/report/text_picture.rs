@@ -5,7 +5,7 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Tone};
-use super::picture::{SCRIPT, STYLE, page, short, signed, tame, title_name};
+use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, tame, title_name};
 use crate::attention::{Attended, AttendedText};
 use crate::augment::drop_probability;
 use crate::contrast::{Contrast, ContrastText, rank_descending};
@@ -115,7 +115,7 @@ impl TextPicture {
         out.push_str(&self.legend(scale));
         self.panels.html(self.tone, scale, |panel, token| self.note(panel, token), &mut out);
         out.push_str(&format!(
-            "<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
+            "{BARE}<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
             escape(&self.footer)
         ));
         out
@@ -158,14 +158,14 @@ impl TextPicture {
         });
         if self.tone == Tone::Signed {
             format!(
-                "<div class=\"scale\"><span>\u{2212}{bound} and below: small attends more</span>\
-                 <span class=\"bar\" role=\"img\" aria-label=\"blue to orange\" style=\"background:linear-gradient(90deg,var(--neg),transparent,var(--pos))\"></span>\
-                 <span>+{bound} and above: large attends more (underlined)</span>{dropout}</div>\n"
+                "<div class=\"scale\"><span>\u{2212}{bound} and below: small attends more (blue)</span>\n\
+                 <span class=\"bar\" role=\"img\" aria-label=\"blue to orange\" style=\"background:linear-gradient(90deg,var(--neg),transparent,var(--pos))\"></span>\n\
+                 <span>+{bound} and above: large attends more (orange, underlined)</span>\n{dropout}</div>\n"
             )
         } else {
             format!(
-                "<div class=\"scale\"><span>0</span><span class=\"bar\" role=\"img\" aria-label=\"pale to orange\" \
-                 style=\"background:linear-gradient(90deg,transparent,var(--pos))\"></span><span>{bound} and above</span>{dropout}</div>\n"
+                "<div class=\"scale\"><span>0</span>\n<span class=\"bar\" role=\"img\" aria-label=\"pale to orange\" \
+                 style=\"background:linear-gradient(90deg,transparent,var(--pos))\"></span>\n<span>{bound} and above</span>\n{dropout}</div>\n"
             )
         }
     }
