@@ -40,23 +40,24 @@ pub(super) const BARE: &str = "<p class=\"bare\">Where no colours are shown, bol
 need a notebook that was run or is trusted.</p>\n";
 
 /// Notes beside the pointer and the keyboard's token. A note without this script is the browser's own
-/// tooltip. Every picture on a page is set up once.
+/// tooltip. Every picture on a page is set up once, and a token when its note is first shown: a text may have 100,000.
 pub(super) const SCRIPT: &str = r#"
 (()=>{for(const root of document.querySelectorAll('.cs:not([data-ready])')){root.dataset.ready='1';
 const tip=document.createElement('div');tip.className='tip';tip.hidden=true;root.append(tip);
 let on=null;
 const hide=()=>{tip.hidden=true;if(on){on.classList.remove('on');on.removeAttribute('aria-selected');on=null}};
-const show=t=>{hide();on=t;t.classList.add('on');t.setAttribute('aria-selected','true');tip.textContent=t.dataset.note;tip.hidden=false;
+let count=0;
+const prepare=t=>{if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++};
+const show=t=>{hide();prepare(t);on=t;t.classList.add('on');t.setAttribute('aria-selected','true');tip.textContent=t.dataset.note;tip.hidden=false;
 const r=t.getClientRects()[0]||t.getBoundingClientRect(),b=tip.getBoundingClientRect();
 let y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
 tip.style.left=Math.max(4,Math.min(r.left,innerWidth-b.width-8))+'px';tip.style.top=y+'px'};
-let count=0;
 for(const box of root.querySelectorAll('.tx')){
-let list=null;const tokens=()=>{if(!list){list=[...box.querySelectorAll('.t')];for(const t of list){if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++}}return list};
+let list=null;const tokens=()=>list||(list=[...box.querySelectorAll('.t')]);
 const go=t=>{if(!t)return;t.scrollIntoView({block:'nearest'});show(t);box.setAttribute('aria-activedescendant',t.id)};
-box.addEventListener('pointerover',e=>{tokens();const t=e.target.closest('.t');if(t)show(t)});
+box.addEventListener('pointerover',e=>{const t=e.target.closest('.t');if(t)show(t)});
 box.addEventListener('pointerleave',hide);box.addEventListener('blur',hide);
-box.addEventListener('focus',()=>{tokens();if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:list[0])});
+box.addEventListener('focus',()=>{if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:tokens()[0])});
 box.addEventListener('keydown',e=>{const all=tokens(),at=on?all.indexOf(on):-1;let to=null;
 const byRank=step=>{const order=all.slice().sort((a,b)=>(+a.dataset.r||0)-(+b.dataset.r||0));return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
 if(e.key==='ArrowRight')to=all[Math.min(all.length-1,at+1)];else if(e.key==='ArrowLeft')to=all[Math.max(0,at-1)];
