@@ -27,6 +27,8 @@ RUN useradd --create-home reader && chown -R reader /home/reader
 USER reader
 WORKDIR /home/reader
 ENV PATH=/opt/cluescope/bin:/opt/jupyter/bin:$PATH
+# JupyterLab would leave charts out until a notebook is run.
+RUN jupyter trust notebooks/*.ipynb
 EXPOSE 8888
 # JupyterLab listens on the container's own address; kernels stay on its loopback.
 CMD ["cluescope", "lab", "notebooks", "--", "--ip=0.0.0.0", "--no-browser"]
