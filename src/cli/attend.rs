@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use cluescope::attention::{Attend, Per, Probes};
 use cluescope::corpus::Corpus;
 use cluescope::memory;
-use cluescope::model::{Model, Streamed};
+
+use super::model::ModelArgs;
 
 /// Options of `cluescope attend`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Hub id, folder or .gguf file
-    #[arg(long)]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Tagged .csv, .jsonl, .parquet, SQuAD .json, .txt, or a folder of .txt files
     #[arg(long)]
     corpus: PathBuf,
@@ -34,9 +34,6 @@ pub(crate) struct Args {
     /// With --streamed: tokens that share one reading of the model; memory grows with it
     #[arg(long, default_value_t = 32_768, requires = "streamed")]
     stream_tokens: usize,
-    /// Threads; all cores when left out. The result does not depend on it
-    #[arg(long)]
-    threads: Option<usize>,
 }
 
 /// What is kept apart.
@@ -50,7 +47,6 @@ pub(crate) enum Part {
 
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    super::use_threads(args.threads)?;
     let corpus = Corpus::read(&args.corpus)?;
     let per = match args.per {
         None => Per::Mean,
@@ -62,14 +58,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Attend::new().per(per).probes(probes).prefix(args.prefix.as_str()).command(super::command_line());
     if args.streamed {
         let options = options.stream_tokens(args.stream_tokens);
-        let model = Streamed::open(&args.model)?;
+        let model = args.model.open_streamed()?;
         eprintln!("expected: {}", model.estimate_for(&corpus.documents, &options)?);
         model.attend_to_file(&corpus.documents, &options, &args.out)?;
         if let Some(peak) = memory::peak() {
             eprintln!("memory: {} at most", memory::readable(peak));
         }
     } else {
-        Model::load(&args.model)?.attend_to_file(&corpus.documents, &options, &args.out)?;
+        args.model.load()?.attend_to_file(&corpus.documents, &options, &args.out)?;
     }
     println!("{} texts: {}", corpus.documents.len(), args.out.display());
     Ok(())

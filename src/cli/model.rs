@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use candle_core::Device;
 use cluescope::Error;
-use cluescope::contrast::load_model;
-use cluescope::model::Model;
+use cluescope::contrast::{load_model, open_streamed};
+use cluescope::model::{Model, Streamed};
 use cluescope::train::Adapter;
 
 /// Which model, where it computes, and with how many threads.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Hub id, folder or .gguf file
+    /// Hub id, folder or .gguf file, or nano-small or nano-large
     #[arg(long)]
     model: String,
     /// Where to compute; `auto` takes a GPU when this build supports one and there is one
@@ -60,6 +60,18 @@ impl ModelArgs {
             return Err(Error::option("--device", name, expected).into());
         }
         Ok(model)
+    }
+}
+
+impl ModelArgs {
+    /// Opens it to be read from disk block by block, which is done on the CPU.
+    pub(crate) fn open_streamed(&self) -> anyhow::Result<Streamed> {
+        super::use_threads(self.threads)?;
+        if matches!(self.device, Where::Cuda | Where::Metal) {
+            let name = if self.device == Where::Cuda { "cuda" } else { "metal" };
+            return Err(Error::option("--device", name, "cpu, or nothing, with --streamed").into());
+        }
+        Ok(open_streamed(&self.model)?)
     }
 }
 

@@ -60,14 +60,21 @@ pub fn load_model(source: &str) -> Result<Model> {
     Ok(model.renamed(source, hash))
 }
 
+/// What [`load_model`] would load, to be read block by block; no weight is read yet.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn open_streamed(source: &str) -> Result<Streamed> {
+    let folder = bundled(source)?;
+    Streamed::open(folder.as_deref().unwrap_or(source))
+}
+
 /// The tokenizer of what [`load_model`] would load; no weight is read.
 ///
 /// # Errors
 /// As [`load_model`].
 pub fn load_tokenizer(source: &str) -> Result<Tokenizer> {
-    let folder = bundled(source)?;
-    let opened = Streamed::open(folder.as_deref().unwrap_or(source))?;
-    Ok(opened.tokenizer().clone())
+    Ok(open_streamed(source)?.tokenizer().clone())
 }
 
 /// The folder of `nano-small` or `nano-large`; `None` for any other source.

@@ -49,6 +49,26 @@ fn workplace() -> tempfile::TempDir {
     folder
 }
 
+/// Whole or block by block, the bundled pair is known by name and gives the same numbers.
+#[test]
+fn attend_knows_the_bundled_pair() {
+    let folder = workplace();
+    let at = folder.path();
+    let attend = |out: &str, more: &[&str]| {
+        let words = ["attend", "--model", "nano-small", "--corpus", "people.jsonl", "--out", out];
+        good(at, &[&words, more].concat());
+        let text = std::fs::read_to_string(at.join(out)).unwrap();
+        let received = |line: &str| serde_json::from_str::<Value>(line).unwrap()["received"].clone();
+        text.lines().map(received).filter(|values| !values.is_null()).collect::<Vec<_>>()
+    };
+    let whole = attend("whole.jsonl", &["--device", "cpu"]);
+    assert_eq!(whole.len(), 10);
+    assert_eq!(attend("streamed.jsonl", &["--streamed"]), whole);
+    let words = ["attend", "--model", "nano-small", "--corpus", "people.jsonl", "--out", "x.jsonl"];
+    let said = bad(at, &[&words[..], &["--streamed", "--device", "cuda"]].concat());
+    assert!(said.contains("--device = cuda") && said.contains("--streamed"), "{said}");
+}
+
 #[test]
 fn from_people_to_a_quiz_by_commands_alone() {
     let folder = workplace();

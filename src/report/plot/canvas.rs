@@ -226,8 +226,10 @@ pub(super) fn value_axis(
     values: (f64, f64),
 ) -> std::result::Result<Plane, Box<dyn std::error::Error + Send + Sync>> {
     let (low, high) = frame.y_range.unwrap_or(values);
-    let marks = ticks(low, high, 6);
+    let mut marks = ticks(low, high, 6);
     let y = if frame.y_range.is_some() {
+        // Round numbers beyond a fixed range would stand outside the plane.
+        marks.retain(|mark| within(*mark, low, high));
         (low, high)
     } else {
         (low.min(marks[0]), high.max(marks[marks.len() - 1]))
@@ -302,6 +304,12 @@ pub(super) fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (0..=(last - first) as usize).map(|i| (first + i as f64) * step + 0.0).collect()
 }
 
+/// Whether `mark` lies in the range, up to rounding.
+fn within(mark: f64, low: f64, high: f64) -> bool {
+    let slack = (high - low) * 1e-9;
+    (low - slack..=high + slack).contains(&mark)
+}
+
 /// A tick's number with the decimals its neighbours need.
 pub(super) fn tick_label(mark: f64, marks: &[f64]) -> String {
     let step = marks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
@@ -332,6 +340,13 @@ pub(super) fn range(values: impl IntoIterator<Item = f64>, zero: bool) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fixed_range_keeps_its_ticks_inside() {
+        let marks: Vec<f64> = ticks(0.0, 0.7, 6).into_iter().filter(|m| within(*m, 0.0, 0.7)).collect();
+        assert_eq!(marks, [0.0, 0.2, 0.4, 0.6000000000000001]);
+        assert!(within(0.6000000000000001, 0.0, 0.6));
+    }
 
     #[test]
     fn ticks_are_round_and_enclose_the_values() {
