@@ -25,8 +25,8 @@ pub const SOCKET_VARIABLE: &str = "CLUESCOPE_KERNEL_SOCKET";
 /// Where the system's loader looks for libraries first.
 pub const LIBRARY_PATH: &str =
     if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
-/// Set when the first entry of [`LIBRARY_PATH`] is for this process alone.
-pub const MOVED_VARIABLE: &str = "CLUESCOPE_KERNEL_MOVED";
+/// How many entries at the head of [`LIBRARY_PATH`] are for this process alone.
+pub const OWN_LIBRARIES: &str = "CLUESCOPE_KERNEL_LIBRARIES";
 /// What opens a record within standard output.
 pub const RECORD: &str = "\u{1e}cluescope:";
 /// The engine's end mark of a cell.
@@ -199,14 +199,14 @@ fn pass_to_compiler() -> i32 {
 
 /// The loader has read its variable; programs that cells start get it as it was.
 fn restore_library_path() {
-    if std::env::var_os(MOVED_VARIABLE).is_none() {
+    let Some(own) = std::env::var(OWN_LIBRARIES).ok().and_then(|count| count.parse::<usize>().ok()) else {
         return;
-    }
+    };
     let path = std::env::var_os(LIBRARY_PATH).unwrap_or_default();
-    let rest = path.to_string_lossy().split_once(':').map_or(String::new(), |(_, rest)| rest.to_owned());
+    let rest = path.to_string_lossy().splitn(own + 1, ':').nth(own).unwrap_or_default().to_owned();
     // SAFETY: no other thread runs yet.
     unsafe {
-        std::env::remove_var(MOVED_VARIABLE);
+        std::env::remove_var(OWN_LIBRARIES);
         if rest.is_empty() {
             std::env::remove_var(LIBRARY_PATH)
         } else {

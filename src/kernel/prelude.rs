@@ -8,7 +8,6 @@
 //! running session. Sessions only read it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::analysis;
-use super::child::{LIBRARY_PATH, MOVED_VARIABLE};
+use super::child::{LIBRARY_PATH, OWN_LIBRARIES};
 use super::{compiler, interface};
 use crate::error::{Error, Result};
 use crate::files;
@@ -218,16 +217,23 @@ impl Prelude {
     /// [`Error::Io`] when the compiler does not say where its library is.
     pub(super) fn child(&self, toolchain: &Toolchain) -> Result<Command> {
         let mut command = Command::new(self.program());
+        // The loader asks this variable before what is written in the program, and `cargo run` lets it begin with its target
+        // folder, where the library of another build may lie.
+        let mut path = self.folder.clone().into_os_string();
+        let mut own = 1;
         // Where it was made, it finds the standard library by itself; a release was made elsewhere.
         if self.folder != self.made_in {
             let out = Command::new(&toolchain.rustc).args(["--print", "target-libdir"]).output();
             let out = out.map_err(Error::io(&toolchain.rustc))?;
-            let before = std::env::var_os(LIBRARY_PATH).unwrap_or_default();
-            let mut path = OsString::from(String::from_utf8_lossy(&out.stdout).trim());
+            path.push(":");
+            path.push(String::from_utf8_lossy(&out.stdout).trim());
+            own += 1;
+        }
+        if let Some(before) = std::env::var_os(LIBRARY_PATH).filter(|before| !before.is_empty()) {
             path.push(":");
             path.push(before);
-            command.env(LIBRARY_PATH, path).env(MOVED_VARIABLE, "1");
         }
+        command.env(LIBRARY_PATH, path).env(OWN_LIBRARIES, own.to_string());
         Ok(command)
     }
 

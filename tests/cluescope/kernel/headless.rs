@@ -27,6 +27,27 @@ fn read(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// `cargo run` puts its target folder first, and there another build may have left a library of the same name.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_library_elsewhere_is_not_taken_for_the_prelude() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path();
+    std::fs::write(folder.join("libcluescope.so"), "no library at all").unwrap();
+    let notebook = folder.join("a.ipynb");
+    let source = format!("std::env::var(\"LD_LIBRARY_PATH\")? == {:?}", folder.display().to_string());
+    write(&notebook, &[code(&source, &[])]);
+    let out = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        .args(["run", "a.ipynb"])
+        .current_dir(folder)
+        .env("LD_LIBRARY_PATH", folder)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let shown = &read(&notebook)["cells"][0]["outputs"][0]["data"]["text/plain"];
+    assert_eq!(shown, &json!("true"), "cells see the variable as it was");
+}
+
 #[test]
 fn notebooks_run_compare_and_fail_where_they_should() {
     let place = tempfile::tempdir().unwrap();
