@@ -45,7 +45,7 @@ fn a_library_elsewhere_is_not_taken_for_the_prelude() {
         .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let shown = &read(&notebook)["cells"][0]["outputs"][0]["data"]["text/plain"];
-    assert_eq!(shown, &json!("true"), "cells see the variable as it was");
+    assert_eq!(shown, &json!(["true"]), "cells see the variable as it was");
 }
 
 #[test]
