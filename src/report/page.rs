@@ -149,7 +149,7 @@ impl Page {
     /// Writes the document to `path`, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`] naming `path`.
+    /// [`Error::Io`](crate::Error::Io) naming `path`.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         write_text(path, &self.html())
     }

@@ -118,7 +118,7 @@ impl PlanPicture {
     /// Writes [`PlanPicture::html`].
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
+    /// [`Error::Io`](crate::Error::Io) naming the file.
     pub fn write(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
         write_text(path, &self.html())
     }

@@ -129,7 +129,7 @@ impl TextPicture {
     /// Writes [`TextPicture::html`].
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
+    /// [`Error::Io`](crate::Error::Io) naming the file.
     pub fn write(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
         write_text(path, &self.html())
     }
