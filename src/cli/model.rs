@@ -61,17 +61,16 @@ impl ModelArgs {
         }
         Ok(model)
     }
-}
 
-impl ModelArgs {
     /// Opens it to be read from disk block by block, which is done on the CPU.
     pub(crate) fn open_streamed(&self) -> anyhow::Result<Streamed> {
         super::use_threads(self.threads)?;
-        if matches!(self.device, Where::Cuda | Where::Metal) {
-            let name = if self.device == Where::Cuda { "cuda" } else { "metal" };
-            return Err(Error::option("--device", name, "cpu, or nothing, with --streamed").into());
-        }
-        Ok(open_streamed(&self.model)?)
+        let name = match self.device {
+            Where::Auto | Where::Cpu => return Ok(open_streamed(&self.model)?),
+            Where::Cuda => "cuda",
+            Where::Metal => "metal",
+        };
+        Err(Error::option("--device", name, "cpu, or nothing, with --streamed").into())
     }
 }
 

@@ -277,8 +277,7 @@ impl Clock {
         let start = Instant::now();
         let done = work();
         self.seconds += start.elapsed().as_secs_f64();
-        let path = &self.path;
-        write_text(path, &format!("{}\n", self.seconds))?;
+        write_text(&self.path, &format!("{}\n", self.seconds))?;
         done
     }
 }

@@ -44,8 +44,7 @@ fn run(command: &mut Command, mend: &str) -> Result<()> {
     }
 }
 
-/// Marks this project's own notebooks as trusted: until they are run, JupyterLab would show their tables without colours and
-/// leave their charts out. Others are for their reader to judge.
+/// Marks this project's own notebooks as trusted: until they are run, JupyterLab would leave their charts out. Others are for their reader to judge.
 fn trust(jupyter: &Path, notebooks: &Path, say: &mut dyn FnMut(&str)) {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks");
     let (Ok(own), Ok(asked)) = (own.canonicalize(), notebooks.canonicalize()) else { return };

@@ -368,7 +368,7 @@ fn key(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Result<String
         // Only the library matters; the kernel and the commands may change beside it.
         let relative = path.strip_prefix(source).unwrap_or(&path);
         let kernel = relative.starts_with("src/kernel")
-            && !["child.rs", "mod.rs"].iter().any(|name| relative.ends_with(name));
+            && !["child.rs", "interface.rs", "mod.rs"].iter().any(|name| relative.ends_with(name));
         if kernel || relative.starts_with("src/cli") || relative == Path::new("src/main.rs") {
             continue;
         }

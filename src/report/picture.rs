@@ -35,7 +35,7 @@ box-shadow:0 2px 8px #0005;font-size:.85rem;line-height:1.45;white-space:pre-lin
 .cs .tip[hidden]{display:none}
 ";
 
-/// What stands below a picture where styles were taken away, as code hosts do, and JupyterLab in a notebook that was neither run nor trusted.
+/// What stands below a picture where styles were taken away, as JupyterLab does in a notebook that was neither run nor trusted.
 pub(super) const BARE: &str = "<p class=\"bare\">Where no colours are shown, bold stands for orange and italic for blue. Colours that follow the theme, notes and keys \
 need a notebook that was run or is trusted.</p>\n";
 

@@ -112,7 +112,8 @@ impl PlanPicture {
 
     /// A whole page.
     pub fn html(&self) -> String {
-        page(&self.title, &format!("{}{}", self.fragment(), self.curve().unwrap_or_default()))
+        let curve = self.curve().map_or(String::new(), |svg| format!("<div class=\"cs\">{svg}</div>"));
+        page(&self.title, &(self.fragment() + &curve))
     }
 
     /// Writes [`PlanPicture::html`].
