@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::analysis;
-use super::prelude::{Prelude, Toolchain, link_arguments};
+use super::prelude::{Prelude, link_arguments};
 use super::program;
+use super::toolchain::Toolchain;
 use super::types;
 use crate::error::{Error, Result};
 use crate::files;

@@ -54,11 +54,26 @@ fn one(error: &evcxr::CompilationError, lines: &[&str]) -> Vec<String> {
     if shown_spans == 0 && !error.rendered().is_empty() {
         out.push(error.rendered());
     }
+    let twice = twice(&error.rendered());
     for help in error.help() {
-        out.push(format!("{BLUE}help{PLAIN}: {help}"));
+        // Of no use here: cells are no cargo package.
+        if twice.is_none() || !help.contains("cargo tree") {
+            out.push(format!("{BLUE}help{PLAIN}: {help}"));
+        }
     }
+    out.extend(twice.map(|hint| format!("{BLUE}help{PLAIN}: {hint}")));
     out.extend(error.evcxr_extra_hint().map(|hint| format!("{BLUE}note{PLAIN}: {hint}")));
     out
+}
+
+/// What to do when a crate of a `:dep` line has brought its own copy of one that is here.
+fn twice(rendered: &str) -> Option<String> {
+    let name = rendered.split_once("multiple different versions of crate `")?.1.split('`').next()?;
+    Some(format!(
+        "a crate of a :dep line was built with its own copy of `{name}`, whose types are not those of the `{name}` of \
+         cluescope's notebooks, even at the same version. Pass plain values between the two (numbers, text, slices), \
+         or use the copy that crate exports."
+    ))
 }
 
 /// A panic on the cell's own thread.

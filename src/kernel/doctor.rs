@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use super::kernelspec;
 use super::lab;
-use super::prelude::{self, Prelude, Toolchain};
+use super::prelude::{self, Prelude};
+use super::toolchain::Toolchain;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

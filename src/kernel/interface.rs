@@ -8,7 +8,7 @@ use std::process::Command;
 
 use object::{Object, ObjectSection};
 
-use super::prelude::Toolchain;
+use super::toolchain::Toolchain;
 use crate::error::{Error, Result};
 
 /// Where `rustc` keeps the description of a crate within a dynamic library.

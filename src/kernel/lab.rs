@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::kernelspec;
-use super::prelude::{self, Prelude, Toolchain};
+use super::prelude::{self, Prelude};
+use super::toolchain::Toolchain;
 use crate::error::{Error, Result};
 
 /// The `jupyter` program with JupyterLab: along `PATH`, or the private one that [`lab`] makes.

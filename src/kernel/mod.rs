@@ -5,13 +5,18 @@
 //! |---|---|
 //! | `child` | the process in which cells run; part of the library, so always compiled |
 //! | `prelude` | builds and finds the prebuilt library |
+//! | `toolchain` | finds rustc and cargo |
+//! | `dependency` | `:dep` lines that ask for what is there |
 //! | `compiler` | stands in for cargo before the engine and calls `rustc` directly |
 //! | `types` | types of new variables, told by the compiler |
 //! | `stream` | takes apart what a cell prints |
 //! | `session` | one notebook's engine |
+//! | `workplace` | the files and the environment of one kernel process |
 //! | `analysis` | completions that know the library |
 //! | `output` | from a cell's events to Jupyter's messages |
 //! | `server` | the five sockets |
+//! | `engine` | the thread that owns a session |
+//! | `history` | earlier cells |
 //! | `headless` | runs notebooks without Python |
 //! | `compare` | whether a notebook shows the same as before |
 //! | `kernelspec`, `lab`, `doctor` | registering, opening, looking for what is missing |
@@ -31,11 +36,17 @@ mod compare;
 #[cfg(all(unix, feature = "kernel"))]
 mod compiler;
 #[cfg(all(unix, feature = "kernel"))]
+mod dependency;
+#[cfg(all(unix, feature = "kernel"))]
 mod diagnostics;
 #[cfg(all(unix, feature = "kernel"))]
 mod doctor;
 #[cfg(all(unix, feature = "kernel"))]
+mod engine;
+#[cfg(all(unix, feature = "kernel"))]
 mod headless;
+#[cfg(all(unix, feature = "kernel"))]
+mod history;
 #[cfg(all(unix, feature = "kernel"))]
 mod interface;
 #[cfg(all(unix, feature = "kernel"))]
@@ -59,7 +70,11 @@ mod stream;
 #[cfg(all(unix, feature = "kernel"))]
 mod syntax;
 #[cfg(all(unix, feature = "kernel"))]
+mod toolchain;
+#[cfg(all(unix, feature = "kernel"))]
 mod types;
+#[cfg(all(unix, feature = "kernel"))]
+mod workplace;
 
 #[cfg(all(unix, feature = "kernel"))]
 pub use compiler::hook;
@@ -72,13 +87,17 @@ pub use kernelspec::{Installed, install, installed, uninstall};
 #[cfg(all(unix, feature = "kernel"))]
 pub use lab::lab;
 #[cfg(all(unix, feature = "kernel"))]
-pub use prelude::{Crate, Prelude, Toolchain};
+pub use prelude::{Crate, Prelude};
 #[cfg(all(unix, feature = "kernel"))]
 pub use server::serve;
 #[cfg(all(unix, feature = "kernel"))]
-pub use session::{CellError, Handle, Session, Sink, Workplace};
+pub use session::{CellError, Handle, Session, Sink};
 #[cfg(all(unix, feature = "kernel"))]
 pub use stream::{Event, Stream};
+#[cfg(all(unix, feature = "kernel"))]
+pub use toolchain::Toolchain;
+#[cfg(all(unix, feature = "kernel"))]
+pub use workplace::Workplace;
 
 // Named so that each is inside the prebuilt library even before a stage uses it: a cell that names
 // a crate which is not would be linked against a copy of its own.

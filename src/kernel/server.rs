@@ -4,26 +4,27 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jupyter_protocol::{
     CodeMirrorMode, CommClose, CommInfoReply, CompleteReply, ConnectionInfo, ErrorOutput, ExecuteInput,
-    ExecuteReply, ExecuteRequest, ExecutionCount, ExpressionResult, HistoryEntry, HistoryReply,
-    HistoryRequest, InspectReply, InterruptReply, IsCompleteReply, JupyterMessage, JupyterMessageContent,
-    KernelInfoReply, LanguageInfo, ReplyError, ReplyStatus, ShutdownReply, Status,
+    ExecuteReply, ExecuteRequest, ExecutionCount, ExpressionResult, HistoryReply, InspectReply,
+    InterruptReply, IsCompleteReply, JupyterMessage, JupyterMessageContent, KernelInfoReply, LanguageInfo,
+    ReplyError, ReplyStatus, ShutdownReply, Status,
 };
 use jupyter_zmq_client as zmq;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::engine::{self, Job};
+use super::history::History;
 use super::output::{self, Begin, Captured, Item, Publish};
-use super::prelude::Prelude;
 use super::requests;
-use super::session::{CellError, GRACE, Handle, Session, Workplace};
-use super::stream::{Event, Stream};
+use super::session::{CellError, GRACE, Handle};
 use super::syntax;
+use super::workplace::Workplace;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -31,8 +32,6 @@ use crate::files;
 const ANY_ADDRESS: &str = "CLUESCOPE_KERNEL_ANY_ADDRESS";
 /// A completion or documentation later than this is of no use to someone who types.
 const ANSWER: Duration = Duration::from_secs(3);
-/// Cells kept for history requests.
-const HISTORY: usize = 10_000;
 
 /// Serves the notebook that Jupyter described in `connection_file`, until it says shut down.
 ///
@@ -83,19 +82,12 @@ fn check(path: &Path, info: &ConnectionInfo) -> Result<()> {
     Ok(())
 }
 
-/// Work for the engine's thread.
-enum Job {
-    Execute { code: String, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
-    Complete { code: String, position: usize, reply: oneshot::Sender<(Vec<String>, usize, usize)> },
-    Inspect { code: String, position: usize, reply: oneshot::Sender<Option<Map<String, Value>>> },
-}
-
 /// Sends to the public channel and to the person who asks.
 #[derive(Clone)]
-struct Outlets {
+pub(super) struct Outlets {
     public: mpsc::Sender<JupyterMessage>,
     questions: mpsc::Sender<JupyterMessage>,
-    handle: Arc<OnceLock<Handle>>,
+    pub(super) handle: Arc<OnceLock<Handle>>,
     /// An interrupt while the engine is not ready: the waiting cell is given up.
     given_up: Arc<Notify>,
 }
@@ -135,7 +127,7 @@ struct Server {
     jobs: Sender<Job>,
     items: SyncSender<Item>,
     count: usize,
-    history: VecDeque<(usize, String, Option<String>)>,
+    history: History,
 }
 
 impl Server {
@@ -194,7 +186,7 @@ impl Server {
         let outlets = Outlets { public: public_send, questions, handle, given_up: Arc::default() };
         let starting = JupyterMessage::new(Status::starting(), None);
         let _ = outlets.public.send(starting).await;
-        let (jobs, items) = start_engine(workplace, outlets.clone());
+        let (jobs, items) = engine::start(workplace, outlets.clone());
         let (stop, mut stopped) = mpsc::channel::<()>(1);
         tokio::spawn(serve_control(control, outlets.clone(), stop));
 
@@ -219,7 +211,7 @@ impl Server {
                 }
             }
         });
-        let mut server = Server { shell: send, outlets, jobs, items, count: 0, history: VecDeque::new() };
+        let mut server = Server { shell: send, outlets, jobs, items, count: 0, history: History::default() };
         loop {
             tokio::select! {
                 request = waiting.recv() => match request {
@@ -335,7 +327,7 @@ impl Server {
                 self.reply(reply, request).await;
             }
             JupyterMessageContent::HistoryRequest(wanted) => {
-                let reply = HistoryReply::new(self.history(wanted));
+                let reply = HistoryReply::new(self.history.find(wanted));
                 self.reply(reply, request).await;
             }
             JupyterMessageContent::CommInfoRequest(_) => self.reply(CommInfoReply::default(), request).await,
@@ -415,10 +407,7 @@ impl Server {
             }
         }
         if counted {
-            self.history.push_back((count, execute.code.clone(), captured.text));
-            if self.history.len() > HISTORY {
-                self.history.pop_front();
-            }
+            self.history.push(count, execute.code.clone(), captured.text);
         }
         (Some(reply), abort)
     }
@@ -466,42 +455,6 @@ impl Server {
             _ = stopped.recv() => {
                 stopped.close();
                 None
-            }
-        }
-    }
-
-    fn history(&self, wanted: &HistoryRequest) -> Vec<HistoryEntry> {
-        let entry = |(count, code, text): &(usize, String, Option<String>), output: bool| {
-            if output {
-                HistoryEntry::InputOutput(1, *count, (code.clone(), text.clone().unwrap_or_default()))
-            } else {
-                HistoryEntry::Input(1, *count, code.clone())
-            }
-        };
-        let last = |n: i32| self.history.len().saturating_sub(usize::try_from(n).unwrap_or(0));
-        match wanted {
-            HistoryRequest::Tail { n, output, .. } => {
-                self.history.iter().skip(last(*n)).map(|e| entry(e, *output)).collect()
-            }
-            HistoryRequest::Range { start, stop, output, .. } => {
-                let start = usize::try_from(*start).unwrap_or(0);
-                let stop = usize::try_from(*stop).ok().filter(|&s| s > 0).unwrap_or(usize::MAX);
-                self.history
-                    .iter()
-                    .filter(|e| e.0 >= start && e.0 < stop)
-                    .map(|e| entry(e, *output))
-                    .collect()
-            }
-            HistoryRequest::Search { pattern, unique, output, n, .. } => {
-                let mut found: Vec<_> = self.history.iter().filter(|e| syntax::glob(pattern, &e.1)).collect();
-                if *unique {
-                    let mut seen = std::collections::HashSet::new();
-                    found.reverse();
-                    found.retain(|e| seen.insert(e.1.clone()));
-                    found.reverse();
-                }
-                let skip = found.len().saturating_sub(usize::try_from(*n).unwrap_or(0));
-                found.into_iter().skip(skip).map(|e| entry(e, *output)).collect()
             }
         }
     }
@@ -575,65 +528,6 @@ async fn finish(outlets: &Outlets) {
         handle.kill();
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-/// The engine's thread and the output's; both live as long as the kernel.
-fn start_engine(workplace: Workplace, outlets: Outlets) -> (Sender<Job>, SyncSender<Item>) {
-    // Bounded: a cell that prints without end waits for the notebook.
-    let (items, items_receive) = sync_channel::<Item>(64);
-    let (jobs, jobs_receive) = channel::<Job>();
-    let out = outlets.clone();
-    std::thread::spawn(move || output::run(&items_receive, &out));
-    let begins = items.clone();
-    std::thread::spawn(move || engine(&workplace, &outlets, &items, &jobs_receive));
-    (jobs, begins)
-}
-
-fn engine(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jobs: &Receiver<Job>) {
-    let events = items.clone();
-    let sink: super::session::Sink = Arc::new(move |event| {
-        // The receiver lives as long as the kernel.
-        let _ = events.send(Item::Event(event));
-    });
-    let mut say = |line: &str| sink(Event::Text(Stream::Err, format!("{line}\n")));
-    let mut session = Prelude::find_or_build(workplace.toolchain(), &mut say)
-        .and_then(|prelude| Session::start(workplace, prelude, None, sink.clone()));
-    if let Ok(session) = &session {
-        let _ = outlets.handle.set(session.handle());
-    }
-    for job in jobs {
-        match (job, session.as_mut()) {
-            // Given up while the engine was not ready.
-            (Job::Execute { reply, .. }, _) if reply.is_closed() => {}
-            (Job::Execute { code, reply }, Ok(session)) => {
-                let outcome = session.execute(&code);
-                if let Ok(said) = &outcome
-                    && !said.is_empty()
-                {
-                    let data = said.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
-                    let _ = items.send(Item::Event(Event::Display(data, None)));
-                }
-                let _ = reply.send((outcome.map(|_| ()), end(items)));
-            }
-            (Job::Execute { reply, .. }, Err(error)) => {
-                let captured = end(items);
-                let _ = reply.send((Err(CellError::new("KernelError", error.to_string())), captured));
-            }
-            (Job::Complete { code, position, reply }, Ok(session)) => {
-                let _ = reply.send(session.complete(&code, position));
-            }
-            (Job::Inspect { code, position, reply }, Ok(session)) => {
-                let _ = reply.send(session.inspect(&code, position));
-            }
-            (Job::Complete { .. } | Job::Inspect { .. }, Err(_)) => {}
-        }
-    }
-}
-
-fn end(items: &SyncSender<Item>) -> Captured {
-    let (reply, done) = sync_channel(1);
-    let _ = items.send(Item::End(reply));
-    done.recv().unwrap_or_default()
 }
 
 fn byte_offset(code: &str, characters: usize) -> usize {

@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use evcxr::{CommandContext, EvalContext};
 
 use super::analysis::Analysis;
-use super::child::SOCKET_VARIABLE;
 use super::compiler;
+use super::dependency;
 use super::diagnostics;
-use super::prelude::{self, Dependency, Prelude, Toolchain};
+use super::prelude::Prelude;
 use super::stream::{Event, Parser, Stream};
 use super::syntax;
+use super::toolchain::Toolchain;
 use super::types;
+use super::workplace::Workplace;
 use crate::error::{Error, Result};
 
 /// Library work hears an interrupt at its next check, a layer of the model at most; on a large model
@@ -31,8 +33,6 @@ pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// Code that does not check for interrupts may run on this long.
 pub(super) const GRACE: Duration = Duration::from_secs(4);
-const FOLDER: &str = "cluescope-kernel-";
-const LOCK: &str = "lock";
 
 /// Why a cell failed, as Jupyter shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,75 +49,6 @@ impl CellError {
     pub(super) fn new(ename: &str, evalue: impl Into<String>) -> Self {
         let evalue = evalue.into();
         CellError { ename: ename.into(), traceback: vec![format!("{ename}: {evalue}")], evalue }
-    }
-}
-
-/// The files of one kernel process: a private folder, and the stand-ins in the environment.
-#[derive(Debug)]
-pub struct Workplace {
-    folder: tempfile::TempDir,
-    /// Locked: another kernel's tidying up then leaves the folder alone.
-    _lock: std::fs::File,
-    toolchain: Toolchain,
-    environment: Vec<(String, Option<std::ffi::OsString>)>,
-}
-
-impl Workplace {
-    /// Prepares this process for one [`Session`] at a time. Call once, before other threads start.
-    ///
-    /// # Errors
-    /// When the toolchain is missing or the temporary folder cannot be written.
-    pub fn prepare() -> Result<Self> {
-        let toolchain = Toolchain::find()?;
-        forget_dead(&std::env::temp_dir());
-        let folder =
-            tempfile::Builder::new().prefix(FOLDER).tempdir().map_err(Error::io("temporary folder"))?;
-        // Locked before it has its name, so that nobody finds it open.
-        let (lock_path, unnamed) = (folder.path().join(LOCK), folder.path().join("unnamed-lock"));
-        let lock = std::fs::File::create(&unnamed).map_err(Error::io(&unnamed))?;
-        lock.lock().map_err(Error::io(&unnamed))?;
-        std::fs::rename(&unnamed, &lock_path).map_err(Error::io(&lock_path))?;
-        let extra = prelude::home()?.join("crates");
-        let tools = folder.path().join("cargo-home");
-        let mut environment = compiler::install(&tools, &folder.path().join("prelude"), &toolchain, &extra)?;
-        let ours = [
-            ("EVCXR_TMPDIR", folder.path().join("cell")),
-            (SOCKET_VARIABLE, folder.path().join("socket")),
-            // A user's start-up file for evcxr may ask for crates, at 20 minutes a session.
-            ("EVCXR_CONFIG_DIR", folder.path().join("no-configuration")),
-        ];
-        for (name, value) in ours {
-            if name != SOCKET_VARIABLE {
-                environment.push((name.to_owned(), std::env::var_os(name)));
-            }
-            // SAFETY: the caller promises that no other thread runs yet.
-            unsafe { std::env::set_var(name, value) };
-        }
-        Ok(Workplace { folder, _lock: lock, toolchain, environment })
-    }
-
-    /// The private folder; it goes with this value, or with the next kernel that starts.
-    pub(super) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// The toolchain in use.
-    pub fn toolchain(&self) -> &Toolchain {
-        &self.toolchain
-    }
-}
-
-/// Removes the folders of kernels that were killed: nobody holds their locks.
-fn forget_dead(temporary: &Path) {
-    for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(FOLDER) {
-            continue;
-        }
-        let dead = std::fs::File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
-        if dead {
-            // Someone else's folder stays.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
     }
 }
 
@@ -257,25 +188,19 @@ impl Session {
         events: Sink,
     ) -> Result<Session> {
         let in_use = prelude.hold()?;
-        let folder = workplace.folder.path();
-        let link = folder.join("prelude");
+        let link = workplace.prelude();
         if !link.exists() {
             std::os::unix::fs::symlink(&prelude.folder, &link).map_err(Error::io(&link))?;
         }
-        let cell = folder.join("cell");
+        let cell = workplace.cell();
         std::fs::create_dir_all(&cell).map_err(Error::io(&cell))?;
         let shared = Arc::new(Shared::default());
-        let socket = folder.join("socket");
+        let socket = workplace.socket();
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).map_err(Error::io(&socket))?;
         listen(listener, shared.clone(), events);
-        let mut command = prelude.child(&workplace.toolchain)?;
-        for (name, value) in &workplace.environment {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        let mut command = prelude.child(workplace.toolchain())?;
+        workplace.as_before(&mut command);
         if let Some(place) = place {
             command.current_dir(place);
         }
@@ -289,18 +214,17 @@ impl Session {
             shared: shared.clone(),
             compiler: cell.join(compiler::RUNNING),
         };
-        let configuration = folder.join("no-configuration");
         let (analysis, definitions) = (None, Vec::new());
         let mut session = Session {
             engine,
             prelude,
-            toolchain: workplace.toolchain.clone(),
+            toolchain: workplace.toolchain().clone(),
             _in_use: in_use,
             cell,
             shared,
             handle,
             analysis,
-            configuration,
+            configuration: workplace.configuration(),
             definitions,
             cells: 0,
         };
@@ -338,7 +262,8 @@ impl Session {
     /// The cell as the engine gets it: lines asking for crates that are here blanked, the types of
     /// new variables written out.
     fn prepare(&mut self, code: &str) -> Result<String, CellError> {
-        let code = self.without_provided(code)?;
+        let code = dependency::without_provided(code, &self.prelude)
+            .map_err(|error| CellError::new("Dependency", error.to_string()))?;
         let Some(probe) = types::with_probe(&code) else { return Ok(code) };
         let answer = self.cell.join(compiler::TYPES);
         let _ = std::fs::remove_file(&answer);
@@ -355,22 +280,6 @@ impl Session {
         let found =
             serde_json::from_slice(&found).map_err(|e| CellError::new("KernelError", e.to_string()))?;
         types::annotated(&code, &found).map_err(|message| CellError::new("NotStorable", message))
-    }
-
-    fn without_provided(&self, code: &str) -> Result<String, CellError> {
-        let mut text = String::with_capacity(code.len());
-        for line in code.split_inclusive('\n') {
-            let Some(wanted) = dependency(line) else {
-                text.push_str(line);
-                continue;
-            };
-            match self.prelude.provides(&wanted) {
-                Ok(true) => text.push_str(if line.ends_with('\n') { "\n" } else { "" }),
-                Ok(false) => text.push_str(line),
-                Err(error) => return Err(CellError::new("Dependency", error.to_string())),
-            }
-        }
-        Ok(text)
     }
 
     fn run(&mut self, prepared: &str, code: &str) -> Result<BTreeMap<String, String>, CellError> {
@@ -516,28 +425,6 @@ impl Session {
     }
 }
 
-/// What a `:dep` line asks for.
-fn dependency(line: &str) -> Option<Dependency<'_>> {
-    let rest = line.trim().strip_prefix(":dep ")?;
-    let (name, config) = rest.split_once('=').map_or((rest, ""), |(n, c)| (n, c.trim()));
-    let value = |key: &str| {
-        let keys = config.match_indices(key);
-        // `default-features` is another key.
-        let own = keys.filter(|(at, _)| !config[..*at].ends_with('-'));
-        let mut after = own.map(|(at, _)| config[at + key.len()..].trim_start());
-        after.find_map(|after| after.strip_prefix('='))
-    };
-    let requirement = if config.starts_with('"') {
-        config.split('"').nth(1)
-    } else {
-        value("version").and_then(|v| v.split('"').nth(1))
-    };
-    let features = value("features").and_then(|v| v.split(['[', ']']).nth(1));
-    let features = features.map_or(Vec::new(), |list| list.split('"').skip(1).step_by(2).collect());
-    let elsewhere = value("path").is_some() || value("git").is_some();
-    Some(Dependency { package: name.trim(), requirement, features, elsewhere })
-}
-
 /// Whether anything but commands, comments and blanks is there.
 fn has_code(code: &str) -> bool {
     code.lines()
@@ -607,25 +494,6 @@ fn read(mut connection: UnixStream, stream: Stream, shared: Arc<Shared>, events:
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dependency_lines() {
-        let plain =
-            |package, requirement| Dependency { package, requirement, features: vec![], elsewhere: false };
-        assert_eq!(dependency(":dep polars = \"0.55\""), Some(plain("polars", Some("0.55"))));
-        assert_eq!(
-            dependency(":dep cluescope = { path = \"..\" }\n"),
-            Some(Dependency { elsewhere: true, ..plain("cluescope", None) })
-        );
-        assert_eq!(
-            dependency(
-                ":dep a-b = { version = \"1.2\", default-features = false, features = [\"x\", \"y\"] }"
-            ),
-            Some(Dependency { features: vec!["x", "y"], ..plain("a-b", Some("1.2")) })
-        );
-        assert_eq!(dependency(":dep regex"), Some(plain("regex", None)));
-        assert_eq!(dependency("let x = 1;"), None);
-    }
 
     #[test]
     fn commands_alone_are_not_code() {

@@ -178,13 +178,19 @@ fn a_dependency_of_ones_own_does_not_rebuild_the_library() {
         let mut kernel = Client::start().await;
         let folder = tempfile::tempdir().unwrap();
         let name = format!("own_{}", std::process::id());
-        std::fs::create_dir(folder.path().join("src")).unwrap();
-        std::fs::write(
-            folder.path().join("Cargo.toml"),
-            format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[workspace]\n"),
-        )
-        .unwrap();
-        std::fs::write(folder.path().join("src/lib.rs"), "pub fn answer() -> u32 { 42 }\n").unwrap();
+        let package = |place: &str, name: &str, needs: &str, code: &str| {
+            let place = folder.path().join(place);
+            std::fs::create_dir_all(place.join("src")).unwrap();
+            let manifest = format!(
+                "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\n[dependencies]\n{needs}\n\n[workspace]\n"
+            );
+            std::fs::write(place.join("Cargo.toml"), manifest).unwrap();
+            std::fs::write(place.join("src/lib.rs"), code).unwrap();
+        };
+        // Brings a crate of the same name as one that is here.
+        package("half", "half", "", "#[derive(Debug)]\npub struct Half;\n");
+        let code = "pub fn answer() -> u32 { 42 }\npub fn half() -> half::Half { half::Half }\n";
+        package("", &name, "half = { path = \"half\" }", code);
         let library = "std::fs::read_to_string(\"/proc/self/maps\").unwrap().lines()\
                        .filter_map(|l| l.split_whitespace().nth(5)).find(|p| p.contains(\"libcluescope\"))\
                        .map(|p| (p.to_owned(), std::fs::metadata(p).unwrap().modified().unwrap()))";
@@ -196,6 +202,10 @@ fn a_dependency_of_ones_own_does_not_rebuild_the_library() {
         assert!(!said.contains("Compiling cluescope") && !said.contains("polars"), "{said}");
         assert_eq!(kernel.run(&format!("{name}::answer() + 1")).await.good().result(), "43");
         assert_eq!(kernel.run(library).await.good().result(), before);
+        assert_eq!(kernel.run(&format!("{name}::half()")).await.good().result(), "Half");
+        let mixed = kernel.run(&format!("let h: half::f16 = {name}::half();")).await.failed();
+        let shown = mixed.reply["traceback"].to_string();
+        assert!(shown.contains("own copy of `half`") && !shown.contains("cargo tree"), "{mixed:#?}");
         // Into a crate of the library it would bring a second copy.
         let twice = kernel.run(":dep polars = { version = \"0.55\", features = [\"lazy\"] }").await.failed();
         assert!(twice.reply["evalue"].as_str().unwrap().contains("the feature lazy"), "{twice:#?}");
