@@ -183,6 +183,14 @@ impl Student {
     }
 }
 
+impl FromStr for Student {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        by_name("student", name, [Student::Small, Student::Large, Student::Third], Student::name)
+    }
+}
+
 impl std::fmt::Display for Student {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
@@ -228,7 +236,7 @@ impl FromStr for Texts {
 }
 
 /// Names on the command line may be written with `-` for `_`.
-fn by_name<T: Copy, const N: usize>(
+pub(super) fn by_name<T: Copy, const N: usize>(
     option: &'static str,
     name: &str,
     all: [T; N],

@@ -30,6 +30,7 @@ mod pair_runner;
 mod protocol;
 mod run;
 mod store;
+mod stored;
 mod summary;
 
 pub use cell::{Cell, Inputs, LossPoint, Measured, Row, Runner, Stage};
@@ -39,4 +40,5 @@ pub use pair_runner::{Models, PairRunner};
 pub use protocol::{Criterion, Protocol};
 pub use run::run;
 pub use store::{Store, run_cells};
+pub use stored::read_summary;
 pub use summary::{Group, Measure, Summary};

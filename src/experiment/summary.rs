@@ -1,13 +1,14 @@
 //! Means and differences with their intervals, over seeds and persons.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cell::Row;
-use super::condition::{Condition, Student};
-use crate::error::Result;
+use super::condition::{Condition, Student, by_name};
+use crate::error::{Error, Result};
 use crate::evaluate::{Answer, Bootstrap, Cells, Interval, distance_bins};
 
 /// A number that an answer gives.
@@ -67,6 +68,14 @@ impl Measure {
             Measure::LogProb => answer.log_prob(),
             Measure::ChoiceAccuracy => answer.choice_correct().map(|c| f64::from(u8::from(c))),
         }
+    }
+}
+
+impl FromStr for Measure {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        by_name("measure", name, Measure::ALL, Measure::name)
     }
 }
 
