@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use cluescope::model::{
     Batch, Capture, DecoderConfig, Generate, LoraConfig, Matrix, Model, Position, RopeScaling, Want,
     WeightSource,
@@ -76,7 +76,8 @@ fn stored(model: Model, form: Form) -> Model {
         (format!("{} {form:?}", model.name()), model.config().clone(), model.tokenizer().clone());
     let mut weights = Stored(model.weights().expect("dense weights"), form);
     drop(model);
-    Model::assemble(name, "0", config, tokenizer, &mut weights, &Device::Cpu).expect("the same model")
+    Model::assemble(name, "0", config, tokenizer, &mut weights, &cluescope::model::Device::cpu())
+        .expect("the same model")
 }
 
 fn nano() -> Model {

@@ -2,7 +2,7 @@
 
 use super::options::Attend;
 use crate::error::Result;
-use crate::model::{Batch, Capture, CapturedText, DecoderConfig, Model, Streamed, Want};
+use crate::model::{Batch, Capture, CapturedText, DecoderConfig, Device, Model, Streamed, Want};
 use crate::progress::Progress;
 use crate::tokens::Tokenizer;
 
@@ -15,6 +15,8 @@ pub(super) trait Reader {
     fn hash(&self) -> &str;
     /// Whether the hash stands for these very weights.
     fn is_settled(&self) -> bool;
+    /// What computes, and in which type: numbers of one device are not those of another.
+    fn arithmetic(&self) -> String;
     fn config(&self) -> &DecoderConfig;
     fn tokenizer(&self) -> &Tokenizer;
     /// The most texts and tokens that are taken together before their numbers are handed on.
@@ -37,6 +39,10 @@ impl Reader for Model {
 
     fn is_settled(&self) -> bool {
         Model::is_settled(self)
+    }
+
+    fn arithmetic(&self) -> String {
+        self.device().arithmetic()
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -80,6 +86,10 @@ impl Reader for Streamed {
     fn is_settled(&self) -> bool {
         // Blocks come from files and are never trained.
         true
+    }
+
+    fn arithmetic(&self) -> String {
+        Device::cpu().arithmetic()
     }
 
     fn config(&self) -> &DecoderConfig {

@@ -15,7 +15,7 @@ use super::window::window_of_probe;
 use super::{Attended, AttendedText, store};
 use crate::corpus::Document;
 use crate::error::{Error, Result};
-use crate::model::{Batch, Capture, CapturedText, Model};
+use crate::model::{Batch, Capture, CapturedText, Device, Model};
 use crate::progress::{Progress, check_interrupt};
 use crate::provenance::{Provenance, content_hash};
 
@@ -120,6 +120,10 @@ fn provenance(model: &dyn Reader, documents: &[Document], options: &Attend) -> P
     let mut provenance = Provenance::new(&options.command).model(model.name(), model.hash());
     for (name, value) in options.describe(context) {
         provenance = provenance.option(name, value);
+    }
+    let arithmetic = model.arithmetic();
+    if arithmetic != Device::cpu().arithmetic() {
+        provenance = provenance.option("device", arithmetic);
     }
     provenance.option("corpus", corpus_hash(documents))
 }
@@ -293,6 +297,7 @@ fn key(
     let mut parts = vec![
         cache::VERSION.into(),
         model.hash().to_string(),
+        model.arithmetic(),
         model.tokenizer().hash().into(),
         document.text.clone(),
     ];

@@ -8,6 +8,7 @@ use cluescope::corpus::Corpus;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
 
 use super::attend::Part;
+use super::model::DeviceArgs;
 
 /// Options of `cluescope contrast`.
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,8 @@ pub(crate) struct Args {
     /// How fast the drop probability that the pages show rises with rank
     #[arg(long, default_value_t = 0.05)]
     beta: f64,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
@@ -101,6 +104,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !(args.beta >= 0.0 && args.beta.is_finite()) {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
+    args.device.choose()?;
     let corpus = Corpus::read(&args.corpus)?;
     let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
     if let Some(path) = &args.heads_html {

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use candle_core::Device;
+use candle_core::DType;
 use cluescope::Error;
 use cluescope::contrast::{load_model, open_streamed};
-use cluescope::model::{Model, Streamed};
+use cluescope::model::{Device, Model, Streamed};
 use cluescope::train::Adapter;
 
 /// Which model, where it computes, and with how many threads.
@@ -14,12 +14,54 @@ pub(crate) struct ModelArgs {
     /// Hub id, folder or .gguf file, or nano-small or nano-large
     #[arg(long)]
     model: String,
-    /// Where to compute; `auto` takes a GPU when this build supports one and there is one
-    #[arg(long, value_enum, default_value_t = Where::Auto)]
-    device: Where,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
+}
+
+/// Where models compute.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: cpu, cuda, cuda:N or metal; the first GPU that this build knows and that can be used when left out
+    #[arg(long)]
+    device: Option<String>,
+    /// The type to compute in: bf16 on CUDA and f32 elsewhere when left out
+    #[arg(long, value_enum)]
+    dtype: Option<Type>,
+}
+
+/// Types of activations and matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Type {
+    F32,
+    Bf16,
+}
+
+impl DeviceArgs {
+    /// Lets all models be loaded onto the device; no other is touched.
+    pub(crate) fn choose(&self) -> anyhow::Result<()> {
+        let mut device = match &self.device {
+            Some(name) => name.parse::<Device>().map_err(flagged)?,
+            None => Device::best(),
+        };
+        if let Some(dtype) = self.dtype {
+            let dtype = if dtype == Type::F32 { DType::F32 } else { DType::BF16 };
+            device = device.with_dtype(dtype).map_err(flagged)?;
+        }
+        device.make_current();
+        Ok(())
+    }
+}
+
+/// The library's error about an option, under the flag's name.
+fn flagged(error: Error) -> Error {
+    match error {
+        Error::Option { name: "device", value, expected } => Error::option("--device", value, expected),
+        Error::Option { name: "dtype", value, expected } => Error::option("--dtype", value, expected),
+        other => other,
+    }
 }
 
 /// A LoRA adapter to put on the model.
@@ -33,44 +75,24 @@ pub(crate) struct AdapterArgs {
     same_weights: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Where {
-    Auto,
-    Cpu,
-    Cuda,
-    Metal,
-}
-
 impl ModelArgs {
     /// Loads it.
     pub(crate) fn load(&self) -> anyhow::Result<Model> {
         super::use_threads(self.threads)?;
-        let model = load_model(&self.model)?;
-        let device = model.device();
-        let (is, name) = match self.device {
-            Where::Auto => return Ok(model),
-            Where::Cpu => return Ok(model.to_device(&Device::Cpu)?),
-            Where::Cuda => (device.is_cuda(), "cuda"),
-            Where::Metal => (device.is_metal(), "metal"),
-        };
-        if !is {
-            let expected = format!(
-                "this program finds no such device; build it with `--features {name}` on a machine that has one"
-            );
-            return Err(Error::option("--device", name, expected).into());
-        }
-        Ok(model)
+        self.device.choose()?;
+        Ok(load_model(&self.model)?)
     }
 
     /// Opens it to be read from disk block by block, which is done on the CPU.
     pub(crate) fn open_streamed(&self) -> anyhow::Result<Streamed> {
         super::use_threads(self.threads)?;
-        let name = match self.device {
-            Where::Auto | Where::Cpu => return Ok(open_streamed(&self.model)?),
-            Where::Cuda => "cuda",
-            Where::Metal => "metal",
-        };
-        Err(Error::option("--device", name, "cpu, or nothing, with --streamed").into())
+        match (self.device.device.as_deref(), self.device.dtype) {
+            (None | Some("cpu"), None | Some(Type::F32)) => Ok(open_streamed(&self.model)?),
+            (None | Some("cpu"), _) => Err(Error::option("--dtype", "bf16", "f32 with --streamed").into()),
+            (Some(name), _) => {
+                Err(Error::option("--device", name, "cpu, or nothing, with --streamed").into())
+            }
+        }
     }
 }
 

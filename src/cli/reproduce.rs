@@ -11,6 +11,8 @@ use cluescope::evaluate::Bootstrap;
 use cluescope::experiment::{self, Condition, Models, Outcome, PairRunner, Protocol, Student, Texts};
 use cluescope::report::{clues, experiment_page, experiment_tables};
 
+use super::model::DeviceArgs;
+
 /// Options of `cluescope reproduce`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
@@ -99,6 +101,8 @@ pub(crate) struct Args {
     /// Wrong answers offered beside the right one
     #[arg(long)]
     distractors: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
@@ -206,6 +210,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let own = args.own()?;
     let pair = Pair::of(args);
     let protocol = args.protocol(own.as_ref(), &pair)?;
+    args.device.choose()?;
     println!("{}", protocol.describe());
     let onto = args.onto.clone();
     let mut runner = PairRunner::loading(move || {

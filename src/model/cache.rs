@@ -3,20 +3,23 @@
 //! Many sequences advance together. A prefix they share is held once; each sequence attends to
 //! `[prefix | its own tokens]` without copying either.
 
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention::{BLOCK, Geometry, soften};
 use super::block::{Parts, Pass};
 use super::capture::Batch;
+use super::decoder::pick;
 use super::matmul::{Shared, View};
 use super::parameters::Decoder;
 use super::scratch::Buffer;
 use super::simd::vectorized;
+use super::{loss, sequences};
 use crate::error::Result;
 
 /// Keys and values of one sequence, layer by layer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Cache {
+struct Cache {
     layers: Vec<KeysAndValues>,
     tokens: usize,
 }
@@ -29,15 +32,86 @@ struct KeysAndValues {
 }
 
 impl Cache {
-    pub(super) fn new(layers: usize) -> Self {
+    fn new(layers: usize) -> Self {
         Cache { layers: vec![KeysAndValues::default(); layers], tokens: 0 }
+    }
+}
+
+/// The CPU's texts that grow.
+pub(super) struct Sequences<'a> {
+    decoder: &'a Decoder,
+    prefix: Cache,
+    caches: Vec<Cache>,
+}
+
+impl<'a> Sequences<'a> {
+    /// `count` sequences that begin with `prefix`.
+    pub(super) fn new(decoder: &'a Decoder, prefix: &[u32], count: usize) -> Result<Self> {
+        let empty = Cache::new(decoder.blocks.len());
+        let mut read = [empty.clone()];
+        if !prefix.is_empty() {
+            drop(decoder.extend(&empty, &mut read, &Batch::new(&[prefix]))?);
+        }
+        let [prefix] = read;
+        Ok(Sequences { decoder, prefix, caches: vec![empty; count] })
+    }
+
+    fn extend(&mut self, batch: &Batch) -> Result<Buffer> {
+        self.decoder.extend(&self.prefix, &mut self.caches, batch)
+    }
+}
+
+impl sequences::Sequences for Sequences<'_> {
+    fn read(&mut self, texts: &[Vec<u32>]) -> Result<()> {
+        let longer: Vec<usize> = (0..texts.len()).filter(|&i| !texts[i].is_empty()).collect();
+        if longer.is_empty() {
+            return Ok(());
+        }
+        let mut caches: Vec<Cache> = longer.iter().map(|&i| std::mem::take(&mut self.caches[i])).collect();
+        let texts: Vec<&[u32]> = longer.iter().map(|&i| texts[i].as_slice()).collect();
+        drop(self.decoder.extend(&self.prefix, &mut caches, &Batch::new(&texts))?);
+        for (i, cache) in longer.into_iter().zip(caches) {
+            self.caches[i] = cache;
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, texts: &[Vec<u32>]) -> Result<Tensor> {
+        let batch = Batch::new(texts);
+        let x = self.extend(&batch)?;
+        let last: Vec<usize> = (0..batch.texts()).map(|text| batch.range(text).end - 1).collect();
+        let work = self.decoder.work(None);
+        let picked = pick(&x, &last, self.decoder.config.hidden_size, &work);
+        drop(x);
+        self.decoder.logits(&picked, &work)
+    }
+
+    fn log_probs(&mut self, texts: &[Vec<u32>], wanted: &[u32]) -> Result<Vec<f32>> {
+        let x = self.extend(&Batch::new(texts))?;
+        let work = self.decoder.work(None);
+        let mut normed = work.pool.take(x.len());
+        self.decoder.norm.forward(self.decoder.config.norm_eps as f32, &x, &mut normed)?;
+        loss::log_probs(self.decoder, &normed, wanted, &work)
+    }
+
+    fn select(&mut self, places: &[usize]) -> Result<()> {
+        let mut uses = vec![0; self.caches.len()];
+        places.iter().for_each(|place| uses[*place] += 1);
+        let mut old = std::mem::take(&mut self.caches);
+        for place in places {
+            uses[*place] -= 1;
+            // The last to use one has it without a copy.
+            let last = uses[*place] == 0;
+            self.caches.push(if last { std::mem::take(&mut old[*place]) } else { old[*place].clone() });
+        }
+        Ok(())
     }
 }
 
 impl Decoder {
     /// Reads the next tokens of each sequence (text i of `batch` continues `caches[i]`, which
     /// continues `prefix`) and returns the residual stream after the last block, `[N, d]`.
-    pub(super) fn extend(&self, prefix: &Cache, caches: &mut [Cache], batch: &Batch) -> Result<Buffer> {
+    fn extend(&self, prefix: &Cache, caches: &mut [Cache], batch: &Batch) -> Result<Buffer> {
         let c = &self.config;
         let work = self.work(None);
         let positions: Vec<u32> = (0..batch.texts())

@@ -1,10 +1,8 @@
 //! How likely a model holds given continuations of prompts.
 
 use super::Model;
-use super::cache::Cache;
 use super::capture::Batch;
 use super::generate::shared_prefix;
-use super::loss;
 use crate::error::{Error, Result};
 
 /// Copied keys and values of one group of prompts, in f32 values: 256 MiB.
@@ -38,13 +36,6 @@ impl Model {
             let whole: Vec<Vec<u32>> = rest.iter().map(|rest| [prompt.as_slice(), rest].concat()).collect();
             let batch = Batch::new(&whole);
             batch.check(self.name(), c.vocab_size, c.max_positions)?;
-            if !self.device().is_cpu() {
-                let found = self.token_log_probs(&batch)?;
-                rows.push(found.into_iter().map(|row| row[prompt.len()..].to_vec()).collect());
-            }
-        }
-        if !self.device().is_cpu() {
-            return Ok(rows);
         }
         let shared = shared_prefix(prompts);
         let mut from = 0;
@@ -69,43 +60,28 @@ impl Model {
         prompts: &[Vec<u32>],
         continuations: &[Vec<Vec<u32>>],
     ) -> Result<Vec<Vec<Vec<f32>>>> {
-        let (c, decoder) = (self.config(), &self.0.decoder);
         if continuations.iter().all(Vec::is_empty) {
             return Ok(vec![Vec::new(); prompts.len()]);
         }
-        let empty = || Cache::new(c.layers);
         let shared = shared_prefix(prompts);
-        let mut prefix = [empty()];
-        if shared > 0 {
-            drop(decoder.extend(&empty(), &mut prefix, &Batch::new(&[&prompts[0][..shared]]))?);
-        }
-        let [prefix] = prefix;
+        let mut sequences = self.sequences(&prompts[0][..shared], prompts.len())?;
         // A prompt's last token predicts the first of each continuation, so it is read with them.
-        let own: Vec<&[u32]> = prompts.iter().map(|p| &p[shared..p.len() - 1]).collect();
-        let longer: Vec<usize> = (0..own.len()).filter(|&i| !own[i].is_empty()).collect();
-        let mut read = vec![empty(); longer.len()];
-        if !longer.is_empty() {
-            let texts: Vec<&[u32]> = longer.iter().map(|&i| own[i]).collect();
-            drop(decoder.extend(&prefix, &mut read, &Batch::new(&texts))?);
-        }
-        let mut of_prompt = vec![empty(); prompts.len()];
-        for (i, cache) in longer.into_iter().zip(read) {
-            of_prompt[i] = cache;
-        }
-        let mut caches = Vec::new();
+        let own: Vec<Vec<u32>> = prompts.iter().map(|p| p[shared..p.len() - 1].to_vec()).collect();
+        sequences.read(&own)?;
+        let places: Vec<usize> = continuations
+            .iter()
+            .enumerate()
+            .flat_map(|(i, rests)| std::iter::repeat_n(i, rests.len()))
+            .collect();
+        sequences.select(&places)?;
         let mut texts: Vec<Vec<u32>> = Vec::new();
         let mut wanted = Vec::new();
-        for ((prompt, rests), cache) in prompts.iter().zip(continuations).zip(of_prompt) {
+        for (prompt, rests) in prompts.iter().zip(continuations) {
             let last = &prompt[prompt.len() - 1..];
             texts.extend(rests.iter().map(|rest| [last, &rest[..rest.len() - 1]].concat()));
             wanted.extend(rests.iter().flatten().copied());
-            caches.extend(std::iter::repeat_n(cache, rests.len()));
         }
-        let x = decoder.extend(&prefix, &mut caches, &Batch::new(&texts))?;
-        let work = decoder.work(None);
-        let mut normed = work.pool.take(x.len());
-        decoder.norm.forward(c.norm_eps as f32, &x, &mut normed)?;
-        let mut flat = loss::log_probs(decoder, &normed, &wanted, &work)?.into_iter();
+        let mut flat = sequences.log_probs(&texts, &wanted)?.into_iter();
         let mut row = |rest: &Vec<u32>| flat.by_ref().take(rest.len()).collect();
         Ok(continuations.iter().map(|rests| rests.iter().map(&mut row).collect()).collect())
     }

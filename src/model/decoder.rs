@@ -8,7 +8,7 @@ use super::block::{Inner, Pass, Run, Saved};
 use super::capture::{Batch, Gather, Logits, Output, Want};
 use super::linear::{Gradients, Work};
 use super::parameters::Decoder;
-use super::scratch::{Buffer, add, for_rows};
+use super::scratch::{Buffer, add, for_rows, in_pool};
 use super::simd::{tanh, vectorized};
 use super::{TrainPass, loss};
 use crate::error::Result;
@@ -159,14 +159,14 @@ impl Decoder {
     }
 
     /// The first block below which nothing is trained.
-    fn first_trained(&self) -> usize {
+    pub(super) fn first_trained(&self) -> usize {
         if self.embeddings_trained() {
             return 0;
         }
         self.blocks.iter().position(super::parameters::Block::trained).unwrap_or(self.blocks.len())
     }
 
-    fn embeddings_trained(&self) -> bool {
+    pub(super) fn embeddings_trained(&self) -> bool {
         self.embed_tokens.trained() || self.position_embeddings.as_ref().is_some_and(|p| p.trained())
     }
 
@@ -240,10 +240,22 @@ pub(super) fn loss(
         drop(hidden);
         let log_probs = loss::log_probs(decoder, &picked, &wanted, &work)?;
         decoder.pool.trim();
-        return Ok(Tensor::new(loss::mean(&log_probs), &Device::Cpu)?);
+        return Ok(Tensor::new(loss::mean(&log_probs) as f32, &Device::Cpu)?);
     }
     let (value, half) = forward_half(decoder, batch, targets, train)?;
-    loss::deferred(value, decoder.clone(), half, trainable)
+    let (decoder, variables) = (decoder.clone(), trainable.to_vec());
+    let backward = move || {
+        let mut gradients = in_pool(|| half.backward(&decoder))?;
+        decoder.pool.trim();
+        let mut found = loss::Found::new();
+        for variable in variables {
+            if let Some(values) = gradients.take(&variable) {
+                found.insert(variable.id(), Tensor::from_vec(values, variable.shape(), &Device::Cpu)?);
+            }
+        }
+        Ok(found)
+    };
+    loss::deferred(value, backward, trainable, &Device::Cpu)
 }
 
 /// Mean cross-entropy and all gradients, see [`super::Model::loss_and_gradients`].

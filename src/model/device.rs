@@ -1,13 +1,224 @@
-//! Weights on another device.
+//! Where a model computes, and in which type: decided here and nowhere else.
+//!
+//! | device | weights, activations, matrix products | norms, softmax, loss, received attention, LoRA, optimiser |
+//! |---|---|---|
+//! | `cpu` | f32 | f32 |
+//! | `cuda`, `cuda:1` … | bf16, or f32 | f32 |
+//! | `metal` | f32, or bf16 | f32 |
+//!
+//! Weights stay in the type of their file and are widened, or narrowed, as they are used.
 
-use std::sync::Arc;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use candle_core::quantized::{QStorage, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, DeviceLocation, Tensor};
 
 use super::parameters::Decoder;
 use super::{Matrix, Model};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// A processor and the type it computes in.
+///
+/// ```
+/// use cluescope::model::Device;
+///
+/// assert_eq!(Device::cpu().to_string(), "cpu f32");
+/// assert!("cuda:x".parse::<Device>().is_err());
+/// ```
+#[derive(Debug, Clone)]
+pub struct Device {
+    place: candle_core::Device,
+    dtype: DType,
+    /// Whether tensor operations run, or the CPU's own kernels.
+    tensors: bool,
+}
+
+/// What [`Device::current`] returns, once it was set.
+static CURRENT: RwLock<Option<Device>> = RwLock::new(None);
+
+impl Device {
+    /// The CPU, in f32.
+    pub fn cpu() -> Device {
+        Device { place: candle_core::Device::Cpu, dtype: DType::F32, tensors: false }
+    }
+
+    /// The NVIDIA GPU with this number, in bf16.
+    ///
+    /// # Errors
+    /// When this build has no CUDA (`--features cuda`), and what the driver reports.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        // Tensors of a card that was opened twice would not mix.
+        static OPEN: Mutex<Vec<(usize, candle_core::Device)>> = Mutex::new(Vec::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, place)) = open.iter().find(|(known, _)| *known == ordinal) {
+            return Ok(Device::gpu(place.clone(), DType::BF16));
+        }
+        let name = if ordinal == 0 { "cuda".into() } else { format!("cuda:{ordinal}") };
+        let place = usable(&name, "cuda", cfg!(feature = "cuda"), candle_core::Device::new_cuda(ordinal))?;
+        open.push((ordinal, place.clone()));
+        Ok(Device::gpu(place, DType::BF16))
+    }
+
+    /// The Apple GPU, in f32.
+    ///
+    /// # Errors
+    /// When this build has no Metal (`--features metal`), and what the system reports.
+    pub fn metal() -> Result<Device> {
+        static OPEN: Mutex<Option<candle_core::Device>> = Mutex::new(None);
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = &*open {
+            return Ok(Device::gpu(place.clone(), DType::F32));
+        }
+        let place = usable("metal", "metal", cfg!(feature = "metal"), candle_core::Device::new_metal(0))?;
+        *open = Some(place.clone());
+        Ok(Device::gpu(place, DType::F32))
+    }
+
+    fn gpu(place: candle_core::Device, dtype: DType) -> Device {
+        Device { place, dtype, tensors: true }
+    }
+
+    /// The GPU's tensor operations on the CPU, for tests.
+    #[cfg(test)]
+    pub(crate) fn tensors(dtype: DType) -> Device {
+        Device { place: candle_core::Device::Cpu, dtype, tensors: true }
+    }
+
+    /// The first GPU that this build knows and that can be used, otherwise the CPU. Where a GPU cannot be used, standard
+    /// error says why, once.
+    pub fn best() -> Device {
+        /// More cards than machines have.
+        const CARDS: usize = 16;
+        static BEST: OnceLock<Device> = OnceLock::new();
+        let find = || {
+            let mut why = None;
+            let mut first =
+                |found: Result<Device>| found.map_err(|error| why.get_or_insert(error).to_string()).ok();
+            let mut found = None;
+            if cfg!(feature = "cuda") {
+                found = (0..CARDS).find_map(|card| first(Device::cuda(card)));
+            }
+            if cfg!(feature = "metal") {
+                found = found.or_else(|| first(Device::metal()));
+            }
+            if let (None, Some(why)) = (&found, why) {
+                eprintln!("no GPU can be used, so the CPU computes: {why}");
+            }
+            found.unwrap_or_else(Device::cpu)
+        };
+        BEST.get_or_init(find).clone()
+    }
+
+    /// The device models are loaded onto where none is named: that of [`Device::make_current`], [`Device::best`] before.
+    pub fn current() -> Device {
+        let current = CURRENT.read().unwrap_or_else(PoisonError::into_inner).clone();
+        current.unwrap_or_else(Device::best)
+    }
+
+    /// Lets all later loading of models go to this device.
+    pub fn make_current(&self) {
+        *CURRENT.write().unwrap_or_else(PoisonError::into_inner) = Some(self.clone());
+    }
+
+    /// The same device computing in f32 or bf16.
+    ///
+    /// bf16 on NVIDIA needs compute capability 8.0.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for another type, and for bf16 on the CPU.
+    pub fn with_dtype(self, dtype: DType) -> Result<Device> {
+        match dtype {
+            DType::F32 => {}
+            DType::BF16 if self.tensors => {}
+            DType::BF16 => return Err(Error::option("dtype", "bf16", "f32 on the CPU")),
+            other => return Err(Error::option("dtype", format!("{other:?}"), "f32 or bf16")),
+        }
+        Ok(Device { dtype, ..self })
+    }
+
+    /// The type of activations and matrix products.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether this is the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.place.is_cpu()
+    }
+
+    /// What decides the bits of a result, `cpu f32` or `cuda bf16`: the kind of device and the type.
+    pub fn arithmetic(&self) -> String {
+        let name = self.to_string();
+        let (place, dtype) = name.rsplit_once(' ').unwrap_or((&name, ""));
+        format!("{} {dtype}", place.split(':').next().unwrap_or(place))
+    }
+
+    /// Where candle puts its tensors.
+    pub fn place(&self) -> &candle_core::Device {
+        &self.place
+    }
+
+    /// The type tensor operations compute in; `None` where the CPU's own kernels do the work.
+    pub(super) fn tensor_dtype(&self) -> Option<DType> {
+        self.tensors.then_some(self.dtype)
+    }
+
+    fn same(&self, other: &Device) -> bool {
+        self.place.same_device(&other.place) && (self.dtype, self.tensors) == (other.dtype, other.tensors)
+    }
+}
+
+/// The device `name`, or why it cannot be used.
+fn usable(
+    name: &str,
+    feature: &str,
+    built: bool,
+    opened: candle_core::Result<candle_core::Device>,
+) -> Result<candle_core::Device> {
+    opened.map_err(|error| {
+        let why = if built {
+            format!("cannot be used: {error}")
+        } else {
+            format!("this program is built without it; build it with `--features {feature}` on a machine that has one")
+        };
+        Error::option("device", name, why)
+    })
+}
+
+/// `cpu f32`, `cuda:0 bf16`.
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.place.location() {
+            DeviceLocation::Cpu if self.tensors => f.write_str("cpu tensors")?,
+            DeviceLocation::Cpu => f.write_str("cpu")?,
+            DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}")?,
+            DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}")?,
+        }
+        write!(f, " {}", self.dtype.as_str())
+    }
+}
+
+/// `auto` ([`Device::best`]), `cpu`, `cuda`, `cuda:N` or `metal`.
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Device> {
+        match name.split_once(':') {
+            None if name == "auto" => return Ok(Device::best()),
+            None if name == "cpu" => return Ok(Device::cpu()),
+            None if name == "cuda" => return Device::cuda(0),
+            None if name == "metal" => return Device::metal(),
+            Some(("cuda", number)) => {
+                if let Ok(ordinal) = number.parse() {
+                    return Device::cuda(ordinal);
+                }
+            }
+            _ => {}
+        }
+        Err(Error::option("device", name, "auto, cpu, cuda, cuda:N (N counts from 0) or metal"))
+    }
+}
 
 impl Model {
     /// This model with its weights on `device`, frozen; quantised weights stay quantised.
@@ -15,30 +226,34 @@ impl Model {
     /// # Errors
     /// When the device has no room or cannot hold a type.
     pub fn to_device(&self, device: &Device) -> Result<Model> {
-        if self.0.device.same_device(device) {
+        if self.0.device.same(device) {
             return Ok(self.clone());
         }
+        let place = device.place();
         let mut decoder = Decoder::clone(&self.0.decoder);
         decoder.detach();
-        decoder.device = device.clone();
+        decoder.device = place.clone();
         decoder.for_each_linear(&mut |linear| {
             linear.weight = match &linear.weight {
-                Matrix::Dense(tensor) => Matrix::Dense(tensor.to_device(device)?),
+                Matrix::Dense(tensor) => Matrix::Dense(tensor.to_device(place)?),
+                Matrix::Quantized(tensor) if tensor.device().same_device(place) => {
+                    Matrix::Quantized(tensor.clone())
+                }
                 Matrix::Quantized(tensor) => {
-                    let storage = QStorage::from_data(tensor.data()?, device, tensor.dtype())?;
+                    let storage = QStorage::from_data(tensor.data()?, place, tensor.dtype())?;
                     Matrix::Quantized(Arc::new(QTensor::new(storage, tensor.shape().clone())?))
                 }
             };
-            move_to(&mut linear.bias, device)?;
+            move_to(&mut linear.bias, place)?;
             if let Some(lora) = &mut linear.lora {
-                lora.a = lora.a.to_device(device)?;
-                lora.b = lora.b.to_device(device)?;
+                lora.a = lora.a.to_device(place)?;
+                lora.b = lora.b.to_device(place)?;
             }
             Ok(())
         })?;
         decoder.for_each_norm(&mut |norm| {
-            norm.weight = norm.weight.to_device(device)?;
-            move_to(&mut norm.bias, device)
+            norm.weight = norm.weight.to_device(place)?;
+            move_to(&mut norm.bias, place)
         })?;
         Ok(Model(Arc::new(super::Inner {
             name: self.0.name.clone(),
@@ -52,9 +267,41 @@ impl Model {
     }
 }
 
-fn move_to(tensor: &mut Option<Tensor>, device: &Device) -> Result<()> {
+fn move_to(tensor: &mut Option<Tensor>, place: &candle_core::Device) -> Result<()> {
     if let Some(tensor) = tensor {
-        *tensor = tensor.to_device(device)?;
+        *tensor = tensor.to_device(place)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_what_cannot_be_had_says_why() {
+        assert_eq!("cpu".parse::<Device>().unwrap().to_string(), "cpu f32");
+        for name in ["gpu", "cuda:", "cuda:-1", "metal:1", ""] {
+            let message = name.parse::<Device>().unwrap_err().to_string();
+            assert!(message.contains("auto, cpu, cuda, cuda:N"), "{name}: {message}");
+        }
+        for (name, built) in [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))] {
+            if let Err(error) = name.parse::<Device>() {
+                let expected = if built { "cannot be used: " } else { "built without it" };
+                assert!(error.to_string().contains(expected), "{error}");
+            }
+        }
+        if !cfg!(any(feature = "cuda", feature = "metal")) {
+            assert!(Device::best().is_cpu());
+        }
+    }
+
+    #[test]
+    fn types_are_f32_and_bf16_and_the_cpu_has_f32_alone() {
+        let message = |device: Device, dtype| device.with_dtype(dtype).unwrap_err().to_string();
+        assert_eq!(message(Device::cpu(), DType::BF16), "dtype = bf16: f32 on the CPU");
+        assert!(message(Device::tensors(DType::F32), DType::F16).contains("f32 or bf16"));
+        let narrow = Device::tensors(DType::F32).with_dtype(DType::BF16).unwrap();
+        assert_eq!((narrow.dtype(), narrow.arithmetic().as_str()), (DType::BF16, "cpu tensors bf16"));
+    }
 }

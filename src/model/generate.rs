@@ -3,9 +3,6 @@
 use rayon::prelude::*;
 
 use super::Model;
-use super::cache::Cache;
-use super::capture::{Batch, Logits, Want};
-use super::decoder::pick;
 use super::scratch::in_pool;
 use crate::error::{Error, Result};
 
@@ -67,9 +64,6 @@ impl Model {
         if options.max_new_tokens == 0 {
             return Ok(vec![Vec::new(); prompts.len()]);
         }
-        if !self.device().is_cpu() {
-            return self.generate_without_cache(prompts, options);
-        }
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.max_new_tokens;
         let group = (CACHE / (2 * c.layers * c.kv_width() * longest)).max(1);
         let mut answers = Vec::with_capacity(prompts.len());
@@ -80,38 +74,22 @@ impl Model {
     }
 
     fn generate_group(&self, prompts: &[Vec<u32>], options: &Generate) -> Result<Vec<Vec<u32>>> {
-        let decoder = &self.0.decoder;
-        let layers = self.config().layers;
         let shared = if prompts.len() > 1 { shared_prefix(prompts) } else { 0 };
-        let empty = Cache::new(layers);
-        let mut prefix = [Cache::new(layers)];
-        if shared > 0 {
-            drop(decoder.extend(&empty, &mut prefix, &Batch::new(&[&prompts[0][..shared]]))?);
-        }
-        let [prefix] = prefix;
+        let mut sequences = self.sequences(&prompts[0][..shared], prompts.len())?;
         let mut answers = vec![Vec::new(); prompts.len()];
         let mut open: Vec<usize> = (0..prompts.len()).collect();
-        let mut caches = vec![Cache::new(layers); prompts.len()];
         let mut next: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt[shared..].to_vec()).collect();
         for step in 1..=options.max_new_tokens {
-            let batch = Batch::new(&next);
-            let x = decoder.extend(&prefix, &mut caches, &batch)?;
-            let last: Vec<usize> = (0..batch.texts()).map(|text| batch.range(text).end - 1).collect();
-            let work = decoder.work(None);
-            let picked = pick(&x, &last, self.config().hidden_size, &work);
-            drop(x);
-            let tokens = argmax_rows(&decoder.logits(&picked, &work)?)?;
+            let tokens = argmax_rows(&sequences.logits(&next)?)?;
             let kept = self.accept(&mut open, &tokens, &mut answers, options)?;
             if open.is_empty() || step == options.max_new_tokens {
                 break;
             }
             next = kept.iter().map(|index| vec![tokens[*index]]).collect();
-            let mut keep = vec![false; caches.len()];
-            kept.iter().for_each(|index| keep[*index] = true);
-            let mut flags = keep.into_iter();
-            caches.retain(|_| flags.next().unwrap_or(false));
+            sequences.select(&kept)?;
         }
-        decoder.pool.trim();
+        drop(sequences);
+        self.trim();
         Ok(answers)
     }
 
@@ -136,23 +114,6 @@ impl Model {
         *open = kept.iter().map(|place| open[*place]).collect();
         Ok(kept)
     }
-
-    /// Reads every text anew for each token: the path of the devices the cache does not know.
-    fn generate_without_cache(&self, prompts: &[Vec<u32>], options: &Generate) -> Result<Vec<Vec<u32>>> {
-        let mut answers = vec![Vec::new(); prompts.len()];
-        let mut open: Vec<usize> = (0..prompts.len()).collect();
-        for _ in 0..options.max_new_tokens {
-            if open.is_empty() {
-                break;
-            }
-            let texts: Vec<Vec<u32>> =
-                open.iter().map(|index| [prompts[*index].as_slice(), &answers[*index]].concat()).collect();
-            let want = Want { logits: Logits::Last, capture: None };
-            let Some(logits) = self.forward(&Batch::new(&texts), &want)?.logits else { break };
-            self.accept(&mut open, &argmax_rows(&logits)?, &mut answers, options)?;
-        }
-        Ok(answers)
-    }
 }
 
 /// Tokens all prompts begin with, leaving each at least one of its own.
@@ -173,6 +134,7 @@ fn argmax_rows(logits: &candle_core::Tensor) -> Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::capture::{Batch, Logits, Want};
     use super::super::tests::{ids, small, tokenizer};
     use super::*;
 
@@ -188,7 +150,15 @@ mod tests {
             .to_vec();
         let options = Generate { max_new_tokens: 12, stop_at_newline: false };
         let cached = model.generate(&prompts, &options).unwrap();
-        assert_eq!(cached, model.generate_without_cache(&prompts, &options).unwrap());
+        // Every text read anew for each token.
+        for (prompt, answer) in prompts.iter().zip(&cached) {
+            for (at, token) in answer.iter().enumerate() {
+                let text = [prompt.as_slice(), &answer[..at]].concat();
+                let want = Want { logits: Logits::Last, capture: None };
+                let logits = model.forward(&Batch::new(&[text]), &want).unwrap().logits.unwrap();
+                assert_eq!(argmax_rows(&logits).unwrap(), [*token]);
+            }
+        }
         assert!(cached.iter().all(|answer| answer.len() == 12));
         for (prompt, answer) in prompts.iter().zip(&cached) {
             assert_eq!(&model.generate(std::slice::from_ref(prompt), &options).unwrap()[0], answer);

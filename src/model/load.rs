@@ -2,20 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde_json::Value;
 
 use super::family::{Family, Form};
 use super::hub::Hub;
 use super::weights::{Bytes, Tensors, WeightFile, pickle_message};
-use super::{DecoderConfig, Model, gguf, vocabulary};
+use super::{DecoderConfig, Device, Model, gguf, vocabulary};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::provenance::content_hash;
 use crate::tokens::{SpecialTokens, Tokenizer};
 
 impl Model {
-    /// Loads a model onto the best device this build supports.
+    /// Loads a model onto [`Device::current`].
     ///
     /// `source` is one of
     /// - a folder with `config.json`, `tokenizer.json` and `model.safetensors` (or its shards and index),
@@ -36,7 +35,15 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_from(source: &str, hub: &Hub) -> Result<Model> {
-        open(source, hub)?.load()
+        open(source, hub)?.load(&Device::current())
+    }
+
+    /// [`Model::load`] onto `device`.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; also when the device has no room.
+    pub fn load_onto(source: &str, device: &Device) -> Result<Model> {
+        open(source, &Hub::from_env())?.load(device)
     }
 
     /// A model from the contents of its files in memory, such as those built into a program.
@@ -54,7 +61,7 @@ impl Model {
         let mut tensors = Tensors::default();
         tensors
             .add_safetensors(&PathBuf::from(format!("{name}/model.safetensors")), Bytes::Memory(weights))?;
-        from_parts(name, Path::new("config.json"), &config, tokenizer, tensors)?.load()
+        from_parts(name, Path::new("config.json"), &config, tokenizer, tensors)?.load(&Device::current())
     }
 }
 
@@ -71,16 +78,15 @@ pub(super) struct Opened {
 
 impl Opened {
     /// The weights by canonical names.
-    pub(super) fn weights(self, device: &Device) -> WeightFile {
+    pub(super) fn weights(self, device: &candle_core::Device) -> WeightFile {
         WeightFile::new(self.family, self.form, self.config, self.tensors, device)
     }
 
-    fn load(self) -> Result<Model> {
-        let device = default_device();
+    fn load(self, device: &Device) -> Result<Model> {
         let (name, hash) = (self.name.clone(), self.hash.clone());
         let (config, tokenizer) = (self.config.clone(), self.tokenizer.clone());
-        let mut weights = self.weights(&device);
-        let model = Model::assemble(name, hash, config, tokenizer, &mut weights, &device)?;
+        let mut weights = self.weights(device.place());
+        let model = Model::assemble(name, hash, config, tokenizer, &mut weights, device)?;
         weights.finish()?;
         Ok(model)
     }
@@ -108,19 +114,6 @@ pub(super) fn open(source: &str, hub: &Hub) -> Result<Opened> {
         found if found.is_dir() => load_folder(source, &found),
         found => load_gguf(source, &found),
     }
-}
-
-/// The device a build computes on: the first CUDA or Metal device when built for it and there is one.
-pub(crate) fn default_device() -> Device {
-    #[cfg(feature = "cuda")]
-    if let Ok(device) = Device::cuda_if_available(0) {
-        return device;
-    }
-    #[cfg(feature = "metal")]
-    if let Ok(device) = Device::new_metal(0) {
-        return device;
-    }
-    Device::Cpu
 }
 
 fn load_folder(name: &str, folder: &Path) -> Result<Opened> {

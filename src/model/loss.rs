@@ -1,19 +1,23 @@
 //! Softmax cross-entropy fused with the output head, row chunk by row chunk, and the bridge to
 //! candle's gradients.
 //!
-//! The decoder's backward pass is written by hand and runs as a whole. [`deferred`] hangs it into
-//! candle's graph: a chain of one two-argument operation per variable, each of which hands its
-//! variable the finished gradient, so `loss.backward()` works as for any other tensor.
+//! The decoder's backward pass runs as a whole. [`deferred`] hangs it into candle's graph: a chain of one two-argument
+//! operation per variable, each of which hands its variable the finished gradient, so `loss.backward()` works as for any
+//! other tensor.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Shape, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, Device, Layout, MetalStorage, Shape, Tensor, TensorId,
+};
 use rayon::prelude::*;
 
-use super::decoder::{Half, soft_cap};
+use super::decoder::soft_cap;
 use super::linear::{Gradients, Work};
 use super::parameters::Decoder;
-use super::scratch::{Buffer, in_pool};
+use super::scratch::Buffer;
 use super::simd::{exp, max, vectorized};
 use crate::error::Result;
 
@@ -46,9 +50,9 @@ pub(super) fn log_probs(decoder: &Decoder, hidden: &[f32], wanted: &[u32], work:
 }
 
 /// Mean negative log probability, added up in f64.
-pub(super) fn mean(log_probs: &[f32]) -> f32 {
-    let total: f64 = log_probs.iter().map(|v| f64::from(*v)).sum();
-    (-total / log_probs.len() as f64) as f32
+pub(super) fn mean<T: Copy + Into<f64>>(log_probs: &[T]) -> f64 {
+    let total: f64 = log_probs.iter().map(|v| (*v).into()).sum();
+    -total / log_probs.len() as f64
 }
 
 /// Mean cross-entropy, and its gradient with respect to `hidden`; the head's own gradient is added where it is trained.
@@ -83,7 +87,7 @@ pub(super) fn cross_entropy(
         all.extend(values.collect::<Vec<f32>>());
         decoder.head().backward(hidden, logits, Some(slopes), false, gradients, work)?;
     }
-    Ok((mean(&all), slopes))
+    Ok((mean(&all) as f32, slopes))
 }
 
 /// Largest logit, and the sum of exponentials relative to it.
@@ -124,11 +128,13 @@ fn slope_of_row(row: &mut [f32], wanted: usize, (top, total): (f32, f32), share:
     row[wanted] -= at_wanted;
 }
 
-/// A forward pass waiting for its backward pass.
-#[derive(Debug)]
+/// The gradients of variables, by tensor.
+pub(super) type Found = HashMap<TensorId, Tensor>;
+
+/// A backward pass that may still have to run.
 enum State {
-    Waiting(Arc<Decoder>, Box<Half>),
-    Done(Gradients),
+    Waiting(Box<dyn FnOnce() -> Result<Found> + Send>),
+    Done(Found),
     Failed,
 }
 
@@ -143,11 +149,31 @@ impl CustomOp2 for Deliver {
     fn cpu_fwd(
         &self,
         loss: &CpuStorage,
-        _: &Layout,
+        layout: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        Ok((loss.clone(), Shape::from(())))
+        Ok((loss.try_clone(layout)?, Shape::from(())))
+    }
+
+    fn cuda_fwd(
+        &self,
+        loss: &CudaStorage,
+        layout: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((loss.try_clone(layout)?, Shape::from(())))
+    }
+
+    fn metal_fwd(
+        &self,
+        loss: &MetalStorage,
+        layout: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(MetalStorage, Shape)> {
+        Ok((loss.try_clone(layout)?, Shape::from(())))
     }
 
     fn bwd(
@@ -158,21 +184,17 @@ impl CustomOp2 for Deliver {
         slope: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::Waiting(..) = &*state
-            && let State::Waiting(decoder, half) = std::mem::replace(&mut *state, State::Failed)
+        if let State::Waiting(_) = &*state
+            && let State::Waiting(backward) = std::mem::replace(&mut *state, State::Failed)
         {
-            let gradients = in_pool(|| half.backward(&decoder));
-            decoder.pool.trim();
-            let gradients = gradients.map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-            *state = State::Done(gradients);
+            *state = State::Done(backward().map_err(|e| candle_core::Error::Msg(e.to_string()))?);
         }
-        let State::Done(gradients) = &mut *state else {
+        let State::Done(found) = &mut *state else {
             return Err(candle_core::Error::Msg("the backward pass failed before".into()));
         };
         // A variable the pass never reached stays without a gradient, for the trainer to notice.
-        let gradient = match gradients.take(variable) {
-            Some(values) => {
-                let gradient = Tensor::from_vec(values, variable.shape(), &Device::Cpu)?;
+        let gradient = match found.remove(&variable.id()) {
+            Some(gradient) => {
                 let factor = f64::from(slope.to_scalar::<f32>()?);
                 Some(if factor == 1.0 { gradient } else { (gradient * factor)? })
             }
@@ -184,15 +206,15 @@ impl CustomOp2 for Deliver {
 
 /// The scalar `value` with the waiting backward pass behind it.
 ///
-/// The activations are freed by the first `backward()`, or with the tensor.
+/// What that pass holds is freed by the first `backward()`, or with the tensor.
 pub(super) fn deferred(
     value: f32,
-    decoder: Arc<Decoder>,
-    half: Half,
+    backward: impl FnOnce() -> Result<Found> + Send + 'static,
     trainable: &[Tensor],
+    device: &Device,
 ) -> Result<Tensor> {
-    let state = Arc::new(Mutex::new(State::Waiting(decoder, Box::new(half))));
-    let mut loss = Tensor::new(value, &Device::Cpu)?;
+    let state = Arc::new(Mutex::new(State::Waiting(Box::new(backward))));
+    let mut loss = Tensor::new(value, device)?;
     for variable in trainable {
         loss = loss.apply_op2(variable, Deliver(state.clone()))?;
     }

@@ -38,6 +38,7 @@ mod parameters;
 mod rope;
 mod save;
 mod scratch;
+mod sequences;
 mod simd;
 mod streamed;
 #[cfg(test)]
@@ -49,10 +50,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::quantized::QTensor;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 pub use capture::{Batch, Capture, CapturedText, Detail, Logits, Output, Want};
 pub use config::{Activation, DecoderConfig, LayerKind, Mlp, Norm, Position, Residual, RopeScaling};
+pub use device::Device;
 pub use generate::Generate;
 pub use gguf::GGUF_TYPES;
 pub use hub::Hub;
@@ -148,7 +150,7 @@ impl std::fmt::Debug for Model {
 impl Model {
     /// Builds a model from its parts.
     ///
-    /// `hash` identifies the content of the weights; results are cached under it.
+    /// `hash` identifies the content of the weights; results are cached under it. `weights` gives tensors on `device`.
     ///
     /// # Errors
     /// When the configuration is impossible, a weight is missing or misshapen, or the tokenizer's learned vocabulary is larger
@@ -164,7 +166,7 @@ impl Model {
         let name = name.into();
         config.validate(&name)?;
         tokenizer_fits(&name, &tokenizer, &config)?;
-        let decoder = Decoder::load(config, weights, device)?;
+        let decoder = Decoder::load(config, weights, device.place())?;
         Ok(Model(Arc::new(Inner {
             name,
             hash: hash.into(),
@@ -176,7 +178,7 @@ impl Model {
         })))
     }
 
-    /// A model with random weights on the CPU, the same for the same seed: normal(0, 0.02), the
+    /// A model with random weights on the CPU ([`Model::to_device`] moves it), the same for the same seed: normal(0, 0.02), the
     /// projections onto the residual stream divided by √(2 · layers), norms one, biases zero (GPT-2's scheme).
     ///
     /// # Errors
@@ -194,7 +196,7 @@ impl Model {
             tokenizer.hash().as_bytes(),
         ]);
         let mut source = init::RandomWeights::new(seed, config.layers);
-        Model::assemble(name, hash, config, tokenizer, &mut source, &Device::Cpu)
+        Model::assemble(name, hash, config, tokenizer, &mut source, &Device::cpu())
     }
 
     /// The name it was loaded under.
@@ -223,7 +225,7 @@ impl Model {
         &self.0.tokenizer
     }
 
-    /// Where the weights are.
+    /// Where it computes, and in which type.
     pub fn device(&self) -> &Device {
         &self.0.device
     }
@@ -262,10 +264,9 @@ impl Model {
         if batch.texts() == 0 {
             return Ok(Output::default());
         }
-        if self.0.device.is_cpu() {
-            in_pool(|| self.0.decoder.forward(batch, want))
-        } else {
-            graph::forward(&self.0.decoder, batch, want, DType::F32)
+        match self.0.device.tensor_dtype() {
+            None => in_pool(|| self.0.decoder.forward(batch, want)),
+            Some(dtype) => graph::forward(&self.0.decoder, batch, want, dtype),
         }
     }
 
@@ -286,16 +287,25 @@ impl Model {
     /// As [`Model::loss`].
     pub fn loss_with(&self, batch: &Batch, targets: &[Option<u32>], pass: &TrainPass) -> Result<Tensor> {
         self.check_targets(batch, targets)?;
-        if self.0.device.is_cpu() {
-            let variables: Vec<Tensor> = self.0.trainable.values().map(|v| v.as_tensor().clone()).collect();
-            in_pool(|| decoder::loss(&self.0.decoder, &variables, batch, targets, pass))
-        } else {
-            graph::loss(&self.0.decoder, batch, targets, pass, DType::F32)
+        let (decoder, variables) = (&self.0.decoder, self.variables());
+        let Some(dtype) = self.0.device.tensor_dtype() else {
+            return in_pool(|| decoder::loss(decoder, &variables, batch, targets, pass));
+        };
+        let place = self.0.device.place();
+        if variables.is_empty() {
+            let value = graph::loss_value(decoder, batch, targets, pass.dropout_seed, dtype)?;
+            return Ok(Tensor::new(value as f32, place)?);
         }
+        let (value, half) = graph::forward_half(decoder, variables.clone(), batch, targets, pass, dtype)?;
+        loss::deferred(value as f32, move || half.backward(), &variables, place)
     }
 
-    /// The loss of [`Model::loss_with`] and its gradients under the names of [`Model::trainable`], without candle's
-    /// graph in between: on the CPU each gradient is made once and not copied.
+    fn variables(&self) -> Vec<Tensor> {
+        self.0.trainable.values().map(|variable| variable.as_tensor().clone()).collect()
+    }
+
+    /// The loss of [`Model::loss_with`] and its gradients, f32, under the names of [`Model::trainable`], without candle's
+    /// graph in between: each gradient is made once and not copied.
     ///
     /// A tensor the loss does not depend on is missing from the map.
     ///
@@ -309,25 +319,25 @@ impl Model {
     ) -> Result<(f32, BTreeMap<String, Tensor>)> {
         self.check_targets(batch, targets)?;
         let mut named = BTreeMap::new();
-        if self.0.device.is_cpu() {
-            let decoder = &self.0.decoder;
+        let (decoder, place) = (&self.0.decoder, self.0.device.place());
+        let Some(dtype) = self.0.device.tensor_dtype() else {
             let (value, mut gradients) =
                 in_pool(|| decoder::loss_and_gradients(decoder, batch, targets, pass))?;
             for (name, var) in &self.0.trainable {
                 if let Some(values) = gradients.take(var) {
-                    named.insert(name.clone(), Tensor::from_vec(values, var.shape(), &self.0.device)?);
+                    named.insert(name.clone(), Tensor::from_vec(values, var.shape(), place)?);
                 }
             }
             return Ok((value, named));
-        }
-        let loss = graph::loss(&self.0.decoder, batch, targets, pass, DType::F32)?;
-        let mut gradients = loss.backward()?;
+        };
+        let (value, half) = graph::forward_half(decoder, self.variables(), batch, targets, pass, dtype)?;
+        let mut gradients = half.backward()?;
         for (name, var) in &self.0.trainable {
-            if let Some(gradient) = gradients.remove(var) {
+            if let Some(gradient) = gradients.remove(&var.id()) {
                 named.insert(name.clone(), gradient);
             }
         }
-        Ok((loss.to_scalar()?, named))
+        Ok((value as f32, named))
     }
 
     fn check_targets(&self, batch: &Batch, targets: &[Option<u32>]) -> Result<()> {
@@ -361,10 +371,9 @@ impl Model {
         if batch.texts() == 0 {
             return Ok(Vec::new());
         }
-        let flat = if self.0.device.is_cpu() {
-            in_pool(|| self.0.decoder.token_log_probs(batch))?
-        } else {
-            graph::token_log_probs(&self.0.decoder, batch, DType::F32)?
+        let flat = match self.0.device.tensor_dtype() {
+            None => in_pool(|| self.0.decoder.token_log_probs(batch))?,
+            Some(dtype) => graph::token_log_probs(&self.0.decoder, batch, dtype)?,
         };
         Ok((0..batch.texts()).map(|text| flat[batch.range(text)].to_vec()).collect())
     }
@@ -392,7 +401,7 @@ impl Model {
         config.validate()?;
         let mut decoder = Decoder::clone(&self.0.decoder);
         decoder.detach();
-        let trainable = lora::attach(self.name(), &mut decoder, config, seed, &self.0.device)?;
+        let trainable = lora::attach(self.name(), &mut decoder, config, seed, self.0.device.place())?;
         Ok(self.in_training(decoder, trainable))
     }
 
@@ -404,7 +413,7 @@ impl Model {
         let mut decoder = Decoder::clone(&self.0.decoder);
         let mut trainable = BTreeMap::new();
         decoder.for_each_parameter(&mut |name, parameter| {
-            let var = Var::from_tensor(&parameter.effective(&self.0.device)?.detach())?;
+            let var = Var::from_tensor(&parameter.effective(self.0.device.place())?.detach())?;
             parameter.replace(var.as_tensor().clone());
             trainable.insert(name, var);
             Ok(())
@@ -419,7 +428,7 @@ impl Model {
         decoder
             .for_each_parameter(&mut |found, parameter| {
                 if found == name {
-                    let values = parameter.effective(&self.0.device)?.detach();
+                    let values = parameter.effective(self.0.device.place())?.detach();
                     parameter.replace(values);
                 }
                 Ok(())
@@ -442,7 +451,7 @@ impl Model {
     pub fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut all = BTreeMap::new();
         Decoder::clone(&self.0.decoder).for_each_parameter(&mut |name, parameter| {
-            all.insert(name, parameter.effective(&self.0.device)?.detach());
+            all.insert(name, parameter.effective(self.0.device.place())?.detach());
             Ok(())
         })?;
         Ok(all)

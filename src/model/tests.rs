@@ -1,10 +1,11 @@
 //! Checks of the whole decoder on small random models.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::*;
 
 mod fixtures;
+mod parity;
 mod sameness;
 mod stopping;
 
@@ -183,7 +184,7 @@ pub(super) fn lively(config: DecoderConfig, seed: u64) -> Model {
             Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
         }
     }
-    Model::assemble("lively", "0", config, tokenizer(40), &mut Lively(seed), &Device::Cpu).unwrap()
+    Model::assemble("lively", "0", config, tokenizer(40), &mut Lively(seed), &super::Device::cpu()).unwrap()
 }
 
 pub(super) fn difference(a: &[f32], b: &[f32]) -> f32 {
@@ -215,6 +216,11 @@ fn rich_capture(detail: Detail) -> Capture {
         maps: vec![(0, 1), (2, 3), (0, 1)],
         depth: None,
     }
+}
+
+/// Loss and backward pass of the tensor operations in f64.
+fn exact_half(model: &Model, batch: &Batch, targets: &[Option<u32>], pass: &TrainPass) -> (f64, graph::Half) {
+    graph::forward_half(&model.0.decoder, model.variables(), batch, targets, pass, DType::F64).unwrap()
 }
 
 fn texts() -> Vec<Vec<u32>> {
@@ -272,20 +278,20 @@ fn gradients_agree_with_tensor_operations_in_f64() {
                 targets[20] = None;
                 let pass = TrainPass { recompute, dropout_seed: Some(9) };
                 let fast = model.loss_with(&batch, &targets, &pass).unwrap();
-                let exact = graph::loss(&model.0.decoder, &batch, &targets, &pass, DType::F64).unwrap();
-                let (a, b) = (fast.to_scalar::<f32>().unwrap(), exact.to_scalar::<f64>().unwrap() as f32);
+                let (value, exact) = exact_half(&model, &batch, &targets, &pass);
+                let (a, b) = (fast.to_scalar::<f32>().unwrap(), value as f32);
                 assert!((a - b).abs() < 1e-5, "{name}, {way}: loss {a} instead of {b}");
                 let (value, direct) = model.loss_and_gradients(&batch, &targets, &pass).unwrap();
                 assert_eq!(value, a);
                 // A factor on the loss must reach the gradients.
                 let fast = (fast * 2.0).unwrap().backward().unwrap();
-                let exact = (exact * 2.0).unwrap().backward().unwrap();
+                let exact = exact.backward().unwrap();
                 for (tensor, var) in model.trainable() {
                     let missing = || panic!("{name}, {way}: no gradient for {tensor}");
                     let fast = flat(fast.get(var).unwrap_or_else(missing));
                     let doubled = flat(&(&direct[tensor] * 2.0).unwrap());
                     assert_eq!(fast, doubled, "{name}, {way}: {tensor} through candle's graph");
-                    let exact = flat(exact.get(var).unwrap_or_else(missing));
+                    let exact = flat(&(exact.get(&var.id()).unwrap_or_else(missing) * 2.0).unwrap());
                     // Gradients are of the order of 0.1; far smaller ones are held to f32's absolute noise.
                     let largest = exact.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
                     let off = difference(&fast, &exact) / largest;
@@ -303,14 +309,13 @@ fn gradients_are_the_losses_differences() {
         let model = lively(config, 13).with_trainable_weights().unwrap();
         let batch = Batch::new(&texts());
         let targets: Vec<Option<u32>> = (0..39).map(|i| Some(i * 7 % 40)).collect();
-        let loss =
-            || graph::loss(&model.0.decoder, &batch, &targets, &TrainPass::default(), DType::F64).unwrap();
-        let gradients = loss().backward().unwrap();
+        let loss = || graph::loss_value(&model.0.decoder, &batch, &targets, None, DType::F64).unwrap();
+        let gradients = exact_half(&model, &batch, &targets, &TrainPass::default()).1.backward().unwrap();
         for (tensor, var) in model.trainable() {
             let direction =
                 Tensor::from_vec(init::normal(1, tensor, var.elem_count(), 1.0), var.shape(), &Device::Cpu)
                     .unwrap();
-            let slope: f32 = (gradients.get(var).unwrap().to_dtype(DType::F32).unwrap() * &direction)
+            let slope: f32 = (gradients[&var.id()].to_dtype(DType::F32).unwrap() * &direction)
                 .unwrap()
                 .sum_all()
                 .unwrap()
@@ -320,7 +325,7 @@ fn gradients_are_the_losses_differences() {
             let h = 2f64.powi(-5) / (var.elem_count() as f64).sqrt();
             let at = |step: f64| {
                 var.set(&(&start + (&direction * step).unwrap()).unwrap()).unwrap();
-                loss().to_scalar::<f64>().unwrap()
+                loss()
             };
             // Four points: the error falls with the fourth power of the step.
             let measured = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
@@ -404,10 +409,9 @@ fn long_texts_cross_blocks_and_spans() {
     let targets: Vec<Option<u32>> = batch.ids().iter().map(|id| Some((id + 1) % 40)).collect();
     let fast = model.loss(&batch, &targets).unwrap().backward().unwrap();
     let pass = TrainPass::default();
-    let exact =
-        graph::loss(&model.0.decoder, &batch, &targets, &pass, DType::F64).unwrap().backward().unwrap();
+    let exact = exact_half(&model, &batch, &targets, &pass).1.backward().unwrap();
     for (name, var) in model.trainable() {
-        let (fast, exact) = (flat(fast.get(var).unwrap()), flat(exact.get(var).unwrap()));
+        let (fast, exact) = (flat(fast.get(var).unwrap()), flat(&exact[&var.id()]));
         let largest = exact.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
         let off = difference(&fast, &exact) / largest;
         assert!(off < 5e-5, "{name} differs by {off} of the largest");
@@ -455,7 +459,8 @@ fn every_file_type_of_a_weight_computes_what_its_values_say() {
     for (name, form) in &forms {
         let assemble = |form: &dyn Fn(&Tensor) -> Matrix| {
             let mut source = Typed { weights: &weights, form };
-            Model::assemble("m", "0", config.clone(), tokenizer(40), &mut source, &Device::Cpu).unwrap()
+            Model::assemble("m", "0", config.clone(), tokenizer(40), &mut source, &super::Device::cpu())
+                .unwrap()
         };
         let typed = assemble(&**form);
         let plain = assemble(&|t| Matrix::Dense(form(t).dense(&Device::Cpu, DType::F32).unwrap()));

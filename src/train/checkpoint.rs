@@ -143,10 +143,14 @@ pub(super) fn save(folder: &Path, identity: &Identity, engine: &Engine, history:
         history: history.clone(),
     };
     let header = serde_json::to_string(&header).map_err(|e| Error::format(&path, "header", e))?;
+    let mut moments = BTreeMap::new();
+    for name in engine.model.trainable().keys() {
+        moments.extend(engine.optimizer.moments(name)?.map(|moments| (name, moments)));
+    }
     let mut out = BTreeMap::new();
     for (name, variable) in engine.model.trainable() {
         out.insert(format!("trainable.{name}"), Values::Tensor(variable.as_tensor()));
-        if let Some(moments) = engine.optimizer.moments().get(name) {
+        if let Some(moments) = moments.get(name) {
             let shape = variable.dims().to_vec();
             out.insert(format!("exp_avg.{name}"), Values::Slice(shape.clone(), &moments.exp_avg));
             out.insert(format!("exp_avg_sq.{name}"), Values::Slice(shape, &moments.exp_avg_sq));

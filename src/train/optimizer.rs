@@ -9,9 +9,11 @@
 //! p ← p − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
 //!
-//! The state is plain f32 and can be saved; on the CPU one pass over the slices does all four lines.
+//! The state is plain f32, lies where the variables lie, and can be saved; on the CPU one pass over the slices does all
+//! four lines, on a GPU tensor operations do, and nothing comes to the host.
 //! Weight decay leaves out tensors of fewer than two dimensions (biases, norm scales), as transformers does.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -40,6 +42,24 @@ impl Default for AdamWConfig {
     }
 }
 
+impl AdamWConfig {
+    /// The constants of step `step`, counted from 1.
+    fn update(&self, step: u64, learning_rate: f64, decay: f64, scale: f32) -> Update {
+        let bias1 = 1.0 - self.beta1.powf(step as f64);
+        let bias2 = 1.0 - self.beta2.powf(step as f64);
+        Update {
+            keep: (1.0 - learning_rate * decay) as f32,
+            lerp: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            square: (1.0 - self.beta2) as f32,
+            root: bias2.sqrt() as f32,
+            epsilon: self.epsilon as f32,
+            size: (learning_rate / bias1) as f32,
+            scale,
+        }
+    }
+}
+
 /// Running means of one tensor, in its row-major order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Moments {
@@ -49,12 +69,72 @@ pub struct Moments {
     pub exp_avg_sq: Vec<f32>,
 }
 
+/// Where the running means of one tensor lie.
+#[derive(Debug, Clone)]
+enum State {
+    Host(Moments),
+    /// Beside the variable, in its shape.
+    Device {
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+    },
+}
+
+impl State {
+    /// On the host, for a tensor of `size` values; zeros where there were none of that size.
+    fn host(&mut self, size: usize) -> Result<&mut Moments> {
+        let moments = self.moments()?;
+        let fits = moments.exp_avg.len() == size && moments.exp_avg_sq.len() == size;
+        match (&*self, fits) {
+            (State::Host(_), true) => {}
+            (_, true) => *self = State::Host(moments.into_owned()),
+            (_, false) => {
+                *self = State::Host(Moments { exp_avg: vec![0.0; size], exp_avg_sq: vec![0.0; size] });
+            }
+        }
+        match self {
+            State::Host(moments) => Ok(moments),
+            State::Device { .. } => {
+                Err(candle_core::Error::Msg("the optimiser's state got lost".into()).into())
+            }
+        }
+    }
+
+    /// Beside `variable`; zeros where there were none of its size.
+    fn beside(&mut self, variable: &Tensor) -> Result<(&mut Tensor, &mut Tensor)> {
+        let place = |values: &[f32]| -> Result<Tensor> {
+            if values.len() == variable.elem_count() {
+                return Ok(Tensor::from_slice(values, variable.shape(), variable.device())?);
+            }
+            Ok(variable.zeros_like()?.detach())
+        };
+        if let State::Host(moments) = self {
+            *self =
+                State::Device { exp_avg: place(&moments.exp_avg)?, exp_avg_sq: place(&moments.exp_avg_sq)? };
+        }
+        match self {
+            State::Device { exp_avg, exp_avg_sq } => Ok((exp_avg, exp_avg_sq)),
+            State::Host(_) => Err(candle_core::Error::Msg("the optimiser's state got lost".into()).into()),
+        }
+    }
+
+    fn moments(&self) -> Result<Cow<'_, Moments>> {
+        let values = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
+        Ok(match self {
+            State::Host(moments) => Cow::Borrowed(moments),
+            State::Device { exp_avg, exp_avg_sq } => {
+                Cow::Owned(Moments { exp_avg: values(exp_avg)?, exp_avg_sq: values(exp_avg_sq)? })
+            }
+        })
+    }
+}
+
 /// AdamW over name-ordered tensors.
 #[derive(Debug, Clone)]
 pub struct AdamW {
     config: AdamWConfig,
     steps: u64,
-    moments: BTreeMap<String, Moments>,
+    states: BTreeMap<String, State>,
 }
 
 /// Values one task works on; fixed, so that the split never depends on the number of threads.
@@ -63,12 +143,13 @@ const CHUNK: usize = 16 * 1024;
 impl AdamW {
     /// A fresh optimiser.
     pub fn new(config: AdamWConfig) -> Self {
-        AdamW { config, steps: 0, moments: BTreeMap::new() }
+        AdamW { config, steps: 0, states: BTreeMap::new() }
     }
 
     /// An optimiser as [`AdamW::steps`] and [`AdamW::moments`] described it.
     pub fn restore(config: AdamWConfig, steps: u64, moments: BTreeMap<String, Moments>) -> Self {
-        AdamW { config, steps, moments }
+        let states = moments.into_iter().map(|(name, moments)| (name, State::Host(moments))).collect();
+        AdamW { config, steps, states }
     }
 
     /// Steps taken.
@@ -76,9 +157,12 @@ impl AdamW {
         self.steps
     }
 
-    /// The state by tensor name.
-    pub fn moments(&self) -> &BTreeMap<String, Moments> {
-        &self.moments
+    /// The state of the tensor `name`; `None` before its first step.
+    ///
+    /// # Errors
+    /// When it cannot be brought to the host.
+    pub fn moments(&self, name: &str) -> Result<Option<Cow<'_, Moments>>> {
+        self.states.get(name).map(State::moments).transpose()
     }
 
     /// One step: every variable moves along its gradient times `scale` (the clipping factor).
@@ -94,38 +178,19 @@ impl AdamW {
         scale: f32,
     ) -> Result<()> {
         self.steps += 1;
-        let bias1 = 1.0 - self.config.beta1.powf(self.steps as f64);
-        let bias2 = 1.0 - self.config.beta2.powf(self.steps as f64);
         for (name, variable) in variables {
             let Some(gradient) = gradients.get(name) else { continue };
-            let size = variable.elem_count();
-            let moments = self.moments.entry(name.clone()).or_default();
-            if moments.exp_avg.len() != size || moments.exp_avg_sq.len() != size {
-                *moments = Moments { exp_avg: vec![0.0; size], exp_avg_sq: vec![0.0; size] };
-            }
+            let state = self.states.entry(name.clone()).or_insert_with(|| State::Host(Moments::default()));
             let decay = if variable.rank() >= 2 { self.config.weight_decay } else { 0.0 };
-            let update = Update {
-                keep: (1.0 - learning_rate * decay) as f32,
-                lerp: (1.0 - self.config.beta1) as f32,
-                beta2: self.config.beta2 as f32,
-                square: (1.0 - self.config.beta2) as f32,
-                root: bias2.sqrt() as f32,
-                epsilon: self.config.epsilon as f32,
-                size: (learning_rate / bias1) as f32,
-                scale,
-            };
+            let update = self.config.update(self.steps, learning_rate, decay, scale);
+            if !variable.device().is_cpu() {
+                update.apply_tensors(variable, gradient, state)?;
+                continue;
+            }
+            let moments = state.host(variable.elem_count())?;
             with_values(gradient, |gradient| {
-                if matches!(variable.device(), Device::Cpu) {
-                    let op = InPlace { update, gradient, moments: Mutex::new(moments) };
-                    variable.inplace_op1(&op)?;
-                } else {
-                    // The state lives on the host: correct on any device, and training is bound by
-                    // the decoder, not by this copy.
-                    let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
-                    update.apply(&mut values, gradient, moments);
-                    variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)?;
-                }
-                Ok(())
+                let op = InPlace { update, gradient, moments: Mutex::new(moments) };
+                Ok(variable.inplace_op1(&op)?)
             })?;
         }
         Ok(())
@@ -161,6 +226,21 @@ impl Update {
                     *p -= self.size * (*m / (v.sqrt() / self.root + self.epsilon));
                 }
             });
+    }
+}
+
+impl Update {
+    /// The same on the device of `variable`.
+    fn apply_tensors(self, variable: &Var, gradient: &Tensor, state: &mut State) -> Result<()> {
+        let number = f64::from;
+        let (m, v) = state.beside(variable)?;
+        let gradient = (gradient.detach() * number(self.scale))?;
+        *m = (&*m + ((&gradient - &*m)? * number(self.lerp))?)?;
+        *v = ((&*v * number(self.beta2))? + (gradient.sqr()? * number(self.square))?)?;
+        let spread = ((v.sqrt()? / number(self.root))? + number(self.epsilon))?;
+        let kept = (variable.as_tensor().detach() * number(self.keep))?;
+        variable.set(&(kept - (m.div(&spread)? * number(self.size))?)?)?;
+        Ok(())
     }
 }
 
@@ -215,13 +295,18 @@ pub(crate) fn with_values<T>(tensor: &Tensor, then: impl FnOnce(&[f32]) -> Resul
 }
 
 /// The Euclidean norm over all tensors together, summed in name order and fixed chunks, so that it
-/// has the same bits at any number of threads.
+/// has the same bits at any number of threads. A GPU sums each tensor there.
 ///
 /// # Errors
 /// Tensors that cannot be brought to the host.
 pub fn global_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f32> {
     let mut sum = 0.0f64;
+    let mut there = Vec::new();
     for gradient in gradients.values() {
+        if !gradient.device().is_cpu() {
+            there.push(sum_of_squares(gradient)?);
+            continue;
+        }
         sum += with_values(gradient, |values| {
             let parts: Vec<f64> = values
                 .par_chunks(CHUNK)
@@ -230,11 +315,63 @@ pub fn global_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f32> {
             Ok(parts.iter().sum::<f64>())
         })?;
     }
+    if !there.is_empty() {
+        // One transfer for all.
+        sum += Tensor::stack(&there, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
+    }
     Ok(sum.sqrt() as f32)
+}
+
+/// A scalar on the tensor's device.
+fn sum_of_squares(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?)
 }
 
 /// The factor that brings a gradient of `norm` to at most `max_grad_norm`, as
 /// `torch.nn.utils.clip_grad_norm_` computes it.
 pub fn clip_factor(norm: f32, max_grad_norm: f64) -> f32 {
     ((max_grad_norm / (f64::from(norm) + 1e-6)) as f32).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensor_operations_walk_as_the_slices_do() {
+        let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+        let draw = |seed: u64, size: usize| -> Vec<f32> {
+            let mut stream = crate::random::Stream::new(seed, "adamw", &[]);
+            (0..size).map(|_| (stream.bits64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+        };
+        let tensor = |seed: u64| Tensor::from_vec(draw(seed, 40_000), (200, 200), &Device::Cpu).unwrap();
+        let (here, there) = (Var::from_tensor(&tensor(1)).unwrap(), Var::from_tensor(&tensor(1)).unwrap());
+        let mut optimizer = AdamW::new(config);
+        let mut state = State::Host(Moments::default());
+        for step in 1..=20 {
+            let gradient = tensor(1 + step);
+            let (rate, scale) = (1e-3, 0.5);
+            let variables = BTreeMap::from([("w".to_string(), here.clone())]);
+            let gradients = BTreeMap::from([("w".to_string(), gradient.clone())]);
+            optimizer.step(&variables, &gradients, rate, scale).unwrap();
+            let update = config.update(step, rate, config.weight_decay, scale);
+            update.apply_tensors(&there, &gradient, &mut state).unwrap();
+            let squares = f64::from(sum_of_squares(&gradient).unwrap().to_scalar::<f32>().unwrap());
+            assert!((squares.sqrt() / f64::from(global_norm(&gradients).unwrap()) - 1.0).abs() < 1e-6);
+        }
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let close = |a: &[f32], b: &[f32], what: &str| {
+            let largest = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(off <= 1e-6 * largest, "{what}: {off} of {largest}");
+        };
+        close(&values(&here), &values(&there), "values");
+        let (host, device) = (optimizer.moments("w").unwrap().unwrap(), state.moments().unwrap());
+        close(&host.exp_avg, &device.exp_avg, "exp_avg");
+        close(&host.exp_avg_sq, &device.exp_avg_sq, "exp_avg_sq");
+        // A checkpoint's state goes to either.
+        assert_eq!(state.clone().host(40_000).unwrap(), &*device);
+        let mut back = State::Host(device.clone().into_owned());
+        assert_eq!(values(back.beside(&there).unwrap().0), device.exp_avg);
+    }
 }

@@ -13,7 +13,7 @@ use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
 use crate::files::{read_text, write_text};
-use crate::model::{Batch, DecoderConfig, Model, Position};
+use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
 use crate::tokens::Tokenizer;
@@ -365,7 +365,8 @@ fn look_back(model: &Model, heads: usize) -> Result<()> {
 
 /// The finished model, from its folder: a later call with the same recipe gets the same weights as the first.
 fn saved(recipe: &Recipe, folder: PathBuf, report: PretrainingReport) -> Result<Pretrained> {
-    let model = Model::load(&folder.to_string_lossy())?;
+    // Where it was trained.
+    let model = Model::load_onto(&folder.to_string_lossy(), &Device::cpu())?;
     let hash = model.hash().to_string();
     Ok(Pretrained { model: model.renamed(recipe.name.clone(), hash), report, folder })
 }

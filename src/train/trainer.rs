@@ -201,10 +201,11 @@ pub(super) fn prepare(model: &Model, corpus: &Corpus, settings: &Settings) -> Re
 
 fn provenance(model: &Model, settings: &Settings, identity: &Identity) -> Result<Provenance> {
     let settings = serde_json::to_string(settings).map_err(|e| Error::Stopped(format!("settings: {e}")))?;
-    Ok(Provenance::new("finetune")
-        .model(model.name(), model.hash())
-        .option("settings", settings)
-        .option("texts", &identity.data))
+    let mut provenance = Provenance::new("finetune").model(model.name(), model.hash());
+    if !model.device().is_cpu() {
+        provenance = provenance.option("device", model.device().arithmetic());
+    }
+    Ok(provenance.option("settings", settings).option("texts", &identity.data))
 }
 
 /// Which texts are trained on at which step.

@@ -65,6 +65,14 @@ fn attend_knows_the_bundled_pair() {
     assert_eq!(whole.len(), 10);
     assert_eq!(attend("streamed.jsonl", &["--streamed"]), whole);
     let words = ["attend", "--model", "nano-small", "--corpus", "people.jsonl", "--out", "x.jsonl"];
+    // Every command that loads a model takes it.
+    let reproduce = ["reproduce", "--out", "x", "--device", "gpu"];
+    let contrast = ["contrast", "--small", "nano-small", "--large", "nano-large", "--corpus", "people.jsonl"];
+    let contrast = [&contrast[..], &["--out", "x.jsonl", "--device", "gpu"]].concat();
+    for command in [&reproduce[..], &contrast] {
+        let said = bad(at, command);
+        assert!(said.contains("--device = gpu"), "{said}");
+    }
     let said = bad(at, &[&words[..], &["--streamed", "--device", "cuda"]].concat());
     assert!(said.contains("--device = cuda") && said.contains("--streamed"), "{said}");
 }
@@ -75,7 +83,7 @@ fn from_people_to_a_quiz_by_commands_alone() {
     let at = folder.path();
     let contrast =
         ["--small", "small", "--large", "large", "--corpus", "people.jsonl", "--out", "contrast.jsonl"];
-    good(at, &[&["contrast"][..], &contrast].concat());
+    good(at, &[&["contrast", "--device", "cpu"][..], &contrast].concat());
     good(
         at,
         &[
@@ -217,11 +225,13 @@ fn all_weights_learn_on_demand_and_wrong_values_are_named() {
     for (more, part) in [
         (&["--lora-r", "0"][..], "r = 0"),
         (&["--batch-size", "0"], "batch_size = 0"),
-        (&["--device", "cuda"], "--device = cuda"),
+        (&["--device", "cuda"], "--device = cuda: this program is built without it"),
+        (&["--device", "gpu"], "--device = gpu: auto, cpu, cuda"),
+        (&["--device", "cpu", "--dtype", "bf16"], "--dtype = bf16: f32 on the CPU"),
         (&["--threads", "0"], "--threads = 0"),
     ] {
         // A build for that device would find it.
-        if part.ends_with("cuda") && cfg!(feature = "cuda") {
+        if part.contains("built without") && cfg!(feature = "cuda") {
             continue;
         }
         let message = bad(at, &[&base[..], more].concat());

@@ -48,7 +48,15 @@ fn changed(
     let mut source = Weights(all.collect());
     config(&mut settings);
     assert!(count > 0 || &settings != model.config(), "nothing was changed");
-    Model::assemble("trap", "0", settings, model.tokenizer().clone(), &mut source, &Device::Cpu).unwrap()
+    Model::assemble(
+        "trap",
+        "0",
+        settings,
+        model.tokenizer().clone(),
+        &mut source,
+        &cluescope::model::Device::cpu(),
+    )
+    .unwrap()
 }
 
 fn same_weights(_: &str, _: &Tensor, _: &DecoderConfig) -> Option<Tensor> {
@@ -134,9 +142,15 @@ fn a_tied_head_taken_for_another() {
     let head = weights["embed_tokens.weight"].index_select(&order, 0).unwrap();
     weights.insert("lm_head.weight".into(), head);
     let config = DecoderConfig { tied_embeddings: false, ..model.config().clone() };
-    let other =
-        Model::assemble("trap", "0", config, model.tokenizer().clone(), &mut Weights(weights), &Device::Cpu)
-            .unwrap();
+    let other = Model::assemble(
+        "trap",
+        "0",
+        config,
+        model.tokenizer().clone(),
+        &mut Weights(weights),
+        &cluescope::model::Device::cpu(),
+    )
+    .unwrap();
     assert!(misses(&other, "smollm2").1 > FAR);
 }
 

@@ -40,8 +40,15 @@ fn the_number_of_threads_changes_no_bit_at_real_sizes() {
     let want = Want { logits: Logits::All, capture: Some(capture) };
     for (name, form) in [("f32", &plain as &dyn Fn(&Tensor) -> Matrix), ("bf16", &bf16), ("Q8_0", &q8)] {
         let mut source = Stored(&weights, form);
-        let model =
-            Model::assemble("m", "0", config.clone(), tokenizer(320), &mut source, &Device::Cpu).unwrap();
+        let model = Model::assemble(
+            "m",
+            "0",
+            config.clone(),
+            tokenizer(320),
+            &mut source,
+            &super::super::Device::cpu(),
+        )
+        .unwrap();
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

@@ -37,8 +37,15 @@ impl WeightSource for Spoiling<'_> {
 fn spoil(model: &Model, spoilt: &dyn Fn(&str) -> bool) -> Model {
     let mut source = Spoiling { weights: model.weights().unwrap(), spoilt, seen: Vec::new() };
     let config = model.config().clone();
-    let spoiled =
-        Model::assemble("spoilt", "0", config, model.tokenizer().clone(), &mut source, &Device::Cpu).unwrap();
+    let spoiled = Model::assemble(
+        "spoilt",
+        "0",
+        config,
+        model.tokenizer().clone(),
+        &mut source,
+        &super::super::Device::cpu(),
+    )
+    .unwrap();
     assert!(!source.seen.is_empty(), "no weight was spoilt");
     spoiled
 }
