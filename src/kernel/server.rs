@@ -15,7 +15,7 @@ use jupyter_protocol::{
     ReplyError, ReplyStatus, ShutdownReply, Status,
 };
 use jupyter_zmq_client as zmq;
-use serde_json::{Map, Value};
+use serde_json::Map;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::engine::{self, Job};
