@@ -33,6 +33,7 @@ pub const RECORD: &str = "\u{1e}cluescope:";
 const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
 
 static CONNECTED: AtomicBool = AtomicBool::new(false);
+static PROGRESS: OnceLock<Arc<NotebookProgress>> = OnceLock::new();
 static ENGINE: OnceLock<Mutex<std::fs::File>> = OnceLock::new();
 
 /// True inside a cell of this package's own kernel: rich output may use [`display`] and
@@ -114,6 +115,14 @@ impl Sink for NotebookProgress {
         }
         drop(tasks);
         self.bars.show(status);
+    }
+}
+
+impl NotebookProgress {
+    /// Between cells no task is at work, whatever variables hold: the next that begins is word to the kernel again.
+    fn forget(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.bars.forget();
     }
 }
 
@@ -229,7 +238,8 @@ fn serve() -> std::io::Result<()> {
         CONNECTED.store(true, Ordering::Relaxed);
         let screen = Arc::new(NotebookScreen);
         set_screen(screen.clone());
-        progress::set_sink(Arc::new(NotebookProgress { bars: Bars::on(screen), tasks: Mutex::default() }));
+        let progress = Arc::new(NotebookProgress { bars: Bars::on(screen), tasks: Mutex::default() });
+        progress::set_sink(PROGRESS.get_or_init(|| progress).clone());
     } else {
         let nothing = std::fs::File::open("/dev/null")?;
         replace(nothing.into_raw_fd(), 0)?;
@@ -257,6 +267,8 @@ fn load_and_run(path: &str, function: &str) -> std::io::Result<()> {
     }
     let code = symbol(path, function)?;
     progress::clear_interrupt();
+    // A thread of an earlier cell may have reported since.
+    forget_tasks();
     let before = STORE.with_borrow(|store| store.0);
     // SAFETY: the engine generated this function with exactly this signature, around the cell,
     // and catches unwinding inside it.
@@ -264,9 +276,16 @@ fn load_and_run(path: &str, function: &str) -> std::io::Result<()> {
         std::mem::transmute::<*mut c_void, extern "C" fn(*mut c_void) -> *mut c_void>(code)(before)
     };
     STORE.with_borrow_mut(|store| store.0 = after);
+    forget_tasks();
     finish_output(function);
     engine(COMPLETE);
     Ok(())
+}
+
+fn forget_tasks() {
+    if let Some(progress) = PROGRESS.get() {
+        progress.forget();
+    }
 }
 
 /// Flushes everything a cell wrote and marks the end in both streams, with the name of the cell's
