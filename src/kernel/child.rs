@@ -60,20 +60,33 @@ pub fn clear_output(wait: bool) {
 
 /// Asks the person at the notebook for a line of text. Empty when nobody can answer.
 pub fn input(prompt: &str, password: bool) -> String {
+    // An answer to a question that was given up is none to this one.
+    while receive(&mut [0; 1024]) > 0 {}
     record(&json!({ "input": prompt, "password": password }));
-    // Looked at again and again, so that an interrupt is heard while nobody answers.
-    let mut answer = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid structure, and its number.
-    while unsafe { libc::poll(&mut answer, 1, 100) } <= 0 {
-        if progress::check_interrupt().is_err() {
-            return String::new();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        // Looked at again and again, so that an interrupt is heard while nobody answers.
+        let mut answer = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid structure, and its number.
+        if unsafe { libc::poll(&mut answer, 1, 100) } <= 0 {
+            if progress::check_interrupt().is_err() {
+                return String::new();
+            }
+            continue;
         }
+        // Byte by byte, so that nothing behind the line is taken from who reads standard input.
+        if receive(&mut byte) <= 0 || byte[0] == b'\n' {
+            return String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+        }
+        line.push(byte[0]);
     }
-    let mut line = String::new();
-    match std::io::stdin().read_line(&mut line) {
-        Ok(_) => line.trim_end_matches(['\r', '\n']).to_owned(),
-        Err(_) => String::new(),
-    }
+}
+
+/// Bytes of standard input that have arrived; none, or fewer than none, when there are none or it has ended.
+fn receive(buffer: &mut [u8]) -> isize {
+    // SAFETY: the buffer and its length. Under the kernel descriptor 0 is a socket; of anything else this is an error.
+    unsafe { libc::recv(0, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) }
 }
 
 /// The notebook as the library's rich output sees it.
@@ -133,10 +146,56 @@ pub fn user_error(name: &str, message: &str) {
     engine("EVCXR_ERROR_OCCURRED");
 }
 
+/// Writes to the notebook's standard error, after what the cell printed before; called by the macros that stand in the place
+/// of the standard ones in cells.
+#[doc(hidden)]
+pub fn print_error(text: std::fmt::Arguments<'_>) {
+    if connected() {
+        record(&json!({ "stderr": text.to_string() }));
+    } else {
+        eprint!("{text}");
+    }
+}
+
+/// [`std::eprint`] in a cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_eprint {
+    ($($part:tt)*) => { $crate::kernel::child::print_error(::std::format_args!($($part)*)) };
+}
+
+/// [`std::eprintln`] in a cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_eprintln {
+    () => { $crate::__cell_eprint!("\n") };
+    ($($part:tt)*) => {
+        $crate::kernel::child::print_error(::std::format_args!("{}\n", ::std::format_args!($($part)*)))
+    };
+}
+
+/// [`std::dbg`] in a cell. It names no line: the file that is compiled has others than the cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_dbg {
+    () => { $crate::__cell_eprintln!("[cell]") };
+    ($value:expr $(,)?) => {
+        match $value {
+            value => {
+                $crate::__cell_eprintln!("[cell] {} = {:#?}", ::std::stringify!($value), &value);
+                value
+            }
+        }
+    };
+    ($($value:expr),+ $(,)?) => { ($($crate::__cell_dbg!($value)),+,) };
+}
+
 /// Shows a cell's last expression as text; called by the code around every cell.
 #[doc(hidden)]
 pub fn text_result(type_name: &str, value: &dyn std::fmt::Debug) {
     if type_name == "()" {
+        // What was shown last was not the value of this cell.
+        record(&json!({ "result": false }));
         return;
     }
     let mut text = Limited(String::new());
