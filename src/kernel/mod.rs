@@ -15,6 +15,7 @@
 //! | `analysis` | completions that know the library |
 //! | `output` | from a cell's events to Jupyter's messages |
 //! | `server` | the five sockets |
+//! | `public` | the channel to all who listen |
 //! | `engine` | the thread that owns a session |
 //! | `history` | earlier cells |
 //! | `headless` | runs notebooks without Python |
@@ -51,6 +52,7 @@ mod host {
     mod output;
     mod prelude;
     mod program;
+    mod public;
     mod requests;
     mod server;
     mod session;

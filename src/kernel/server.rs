@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::engine::{self, Job};
 use super::history::History;
 use super::output::{self, Begin, Captured, Item, Publish};
+use super::public::Public;
 use super::requests;
 use super::session::{CellError, GRACE, Handle};
 use super::syntax;
@@ -141,7 +142,7 @@ impl Server {
             .map_err(failed("control channel"))?;
         let stdin =
             zmq::create_kernel_stdin_connection(&info, &session).await.map_err(failed("stdin channel"))?;
-        let mut public =
+        let public =
             zmq::create_kernel_iopub_connection(&info, &session).await.map_err(failed("iopub channel"))?;
         let mut heart =
             zmq::create_kernel_heartbeat_connection(&info).await.map_err(failed("heartbeat channel"))?;
@@ -154,6 +155,7 @@ impl Server {
         });
         let (public_send, mut public_receive) = mpsc::channel::<JupyterMessage>(64);
         tokio::spawn(async move {
+            let mut public = Public::new(public);
             while let Some(message) = public_receive.recv().await {
                 // A listener that went away is no reason to stop.
                 let _ = public.send(message).await;
