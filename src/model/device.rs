@@ -8,12 +8,13 @@ use candle_core::{Device, Tensor};
 use super::parameters::Decoder;
 use super::{Matrix, Model};
 use crate::error::Result;
+use crate::progress::check_interrupt;
 
 impl Model {
     /// This model with its weights on `device`, frozen; quantised weights stay quantised.
     ///
     /// # Errors
-    /// When the device has no room or cannot hold a type.
+    /// When the device has no room or cannot hold a type; [`Error::Interrupted`](crate::Error::Interrupted).
     pub fn to_device(&self, device: &Device) -> Result<Model> {
         if self.0.device.same_device(device) {
             return Ok(self.clone());
@@ -22,6 +23,7 @@ impl Model {
         decoder.detach();
         decoder.device = device.clone();
         decoder.for_each_linear(&mut |linear| {
+            check_interrupt()?;
             linear.weight = match &linear.weight {
                 Matrix::Dense(tensor) => Matrix::Dense(tensor.to_device(device)?),
                 Matrix::Quantized(tensor) => {
