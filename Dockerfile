@@ -10,9 +10,10 @@ COPY . .
 RUN cargo build --release --locked --features kernel
 # Builds the library for notebooks as well; its folder is named by a key.
 RUN CLUESCOPE_KERNEL_HOME=/kernel target/release/cluescope kernel install --prefix /spec \
-    && mkdir -p /opt/cluescope/bin /opt/cluescope/lib \
+    && mkdir -p /opt/cluescope/bin /opt/cluescope/lib /opt/cluescope/share/cluescope \
     && cp target/release/cluescope /opt/cluescope/bin/ \
-    && cp -r /kernel/prelude/*/ /opt/cluescope/lib/cluescope
+    && cp -r /kernel/prelude/*/ /opt/cluescope/lib/cluescope \
+    && cp -r datasets/nano /opt/cluescope/share/cluescope/
 
 # The same compiler: no other can link against the library.
 FROM rust:1.95-slim-bookworm
@@ -23,10 +24,15 @@ RUN apt-get update \
     && /opt/jupyter/bin/pip install --no-cache-dir jupyterlab
 COPY --from=build /opt/cluescope /opt/cluescope
 COPY notebooks /home/reader/notebooks/
+# What the last notebook reads besides the bundled pair.
+COPY tests/fixtures/families/llama2/model.gguf /home/reader/tests/fixtures/families/llama2/
 RUN useradd --create-home reader && chown -R reader /home/reader
 USER reader
 WORKDIR /home/reader
 ENV PATH=/opt/cluescope/bin:/opt/jupyter/bin:$PATH
+# The image answers a cell and has its pair, or it is not made.
+COPY scripts/shipped.ipynb /tmp/
+RUN cluescope run /tmp/shipped.ipynb --out /tmp/done && rm -r /tmp/done
 # JupyterLab would leave charts out until a notebook is run.
 RUN jupyter trust notebooks/*.ipynb
 EXPOSE 8888

@@ -23,6 +23,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::provenance::content_hash;
 
 /// One tokenised text; all vectors have one entry a token.
@@ -191,7 +192,7 @@ impl Tokenizer {
     /// same texts give the same vocabulary.
     ///
     /// # Errors
-    /// [`Error::Option`] for too small a vocabulary.
+    /// [`Error::Option`] for too small a vocabulary, [`Error::Interrupted`].
     pub fn train_bpe<'a>(texts: impl IntoIterator<Item = &'a str>, vocab_size: usize) -> Result<Self> {
         if vocab_size < 257 {
             return Err(Error::option(
@@ -222,7 +223,10 @@ impl Tokenizer {
         .map_err(bad)?;
         // The library wants `Send` items; owned strings keep this function's bounds simple.
         let texts: Vec<String> = texts.into_iter().map(str::to_owned).collect();
+        // One call of the crate, which hears no interrupt; it is heard after it.
+        let progress = Progress::start("training a tokenizer", texts.len() as u64, "texts");
         learner.train(&mut trainer, texts.iter()).map_err(bad)?;
+        progress.advance(texts.len() as u64)?;
         let mut tokenizer = tokenizers::Tokenizer::new(learner.get_model().clone());
         tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
         tokenizer.with_decoder(Some(ByteLevel::new(false, false, true)));

@@ -22,7 +22,7 @@ pub(crate) struct RunArgs {
     /// Folder for the executed notebooks; without it each replaces its file
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Sets NAME to the Rust expression VALUE
+    /// Sets NAME, which a cell tagged `parameters` declares, to the Rust expression VALUE
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
     parameters: Vec<(String, String)>,
     /// Write nothing; fail when an output differs from the one in the file, by as much as the cell's tag allows: exact,

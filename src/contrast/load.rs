@@ -1,6 +1,6 @@
 //! Pairs from the models' files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::difference::{Contrast, between};
 use super::memory::both_fit;
@@ -13,8 +13,8 @@ use crate::model::{Model, Streamed};
 use crate::tokens::Tokenizer;
 
 impl ModelPair {
-    /// Loads a pair of [`KNOWN_PAIRS`](super::KNOWN_PAIRS). `nano` is looked for in this project's `datasets` folder and needs
-    /// no network.
+    /// Loads a pair of [`KNOWN_PAIRS`](super::KNOWN_PAIRS). `nano` comes with this project (in `datasets`, or in `share/cluescope` of an
+    /// installation) and needs no network.
     ///
     /// # Errors
     /// [`Error::Option`] for an unknown name, [`Error::Stopped`] when the two do not fit into memory together, and what
@@ -48,11 +48,10 @@ pub fn contrast_sources(
     between(&corpus.documents, &large, &small, options)
 }
 
-/// As [`Model::load`], and also `nano-small` and `nano-large`, the pair that stands in this project's
-/// `datasets` folder and needs no network.
+/// As [`Model::load`], and also `nano-small` and `nano-large`, the pair that comes with this project and needs no network.
 ///
 /// # Errors
-/// As [`Model::load`]; [`Error::Model`] when the datasets folder is not found.
+/// As [`Model::load`]; [`Error::Model`] when the pair is not found.
 pub fn load_model(source: &str) -> Result<Model> {
     let Some(folder) = bundled(source)? else { return Model::load(source) };
     let model = Model::load(&folder)?;
@@ -82,16 +81,8 @@ fn bundled(source: &str) -> Result<Option<String>> {
     let Some(size) = source.strip_prefix("nano-").filter(|size| ["small", "large"].contains(size)) else {
         return Ok(None);
     };
-    let mut places = Vec::new();
-    // An explicit setting wins; then the checkout this was built from; then what an installation
-    // puts beside or above its executable.
-    places.extend(std::env::var_os("CLUESCOPE_DATA").filter(|v| !v.is_empty()).map(PathBuf::from));
-    places.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("datasets"));
-    if let Ok(executable) = std::env::current_exe() {
-        for folder in executable.ancestors().skip(1) {
-            places.extend([folder.join("datasets"), folder.join("share/cluescope")]);
-        }
-    }
+    let data = std::env::var_os("CLUESCOPE_DATA").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let places = places(data, std::env::current_exe().ok().as_deref());
     let found = places.iter().map(|place| place.join("nano").join(size)).find(|folder| folder.is_dir());
     let folder = found.ok_or_else(|| {
         let looked: Vec<String> = places.iter().take(2).map(|p| p.display().to_string()).collect();
@@ -102,4 +93,29 @@ fn bundled(source: &str) -> Result<Option<String>> {
         Error::model(source, message)
     })?;
     Ok(Some(folder.to_string_lossy().into_owned()))
+}
+
+/// Where the pair may lie. An explicit setting wins; then the checkout this was built from; then what an installation
+/// puts beside or above its programs: `share/cluescope` beside `bin`, and the cells' process in `lib/cluescope` finds the same.
+fn places(data: Option<PathBuf>, executable: Option<&Path>) -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = data.into_iter().collect();
+    places.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("datasets"));
+    for folder in executable.into_iter().flat_map(|executable| executable.ancestors().skip(1)) {
+        places.extend([folder.join("datasets"), folder.join("share/cluescope")]);
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installation_holds_its_pair_for_the_program_and_for_cells() {
+        let share = PathBuf::from("/opt/cluescope/share/cluescope");
+        for program in ["/opt/cluescope/bin/cluescope", "/opt/cluescope/lib/cluescope/cell-process"] {
+            assert!(places(None, Some(Path::new(program))).contains(&share), "{program}");
+        }
+        assert_eq!(places(Some("/data".into()), None)[0], Path::new("/data"));
+    }
 }

@@ -33,6 +33,7 @@ pub const RECORD: &str = "\u{1e}cluescope:";
 const COMPLETE: &str = "EVCXR_EXECUTION_COMPLETE";
 
 static CONNECTED: AtomicBool = AtomicBool::new(false);
+static PROGRESS: OnceLock<Arc<NotebookProgress>> = OnceLock::new();
 static ENGINE: OnceLock<Mutex<std::fs::File>> = OnceLock::new();
 
 /// True inside a cell of this package's own kernel: rich output may use [`display`] and
@@ -59,20 +60,33 @@ pub fn clear_output(wait: bool) {
 
 /// Asks the person at the notebook for a line of text. Empty when nobody can answer.
 pub fn input(prompt: &str, password: bool) -> String {
+    // An answer to a question that was given up is none to this one.
+    while receive(&mut [0; 1024]) > 0 {}
     record(&json!({ "input": prompt, "password": password }));
-    // Looked at again and again, so that an interrupt is heard while nobody answers.
-    let mut answer = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid structure, and its number.
-    while unsafe { libc::poll(&mut answer, 1, 100) } <= 0 {
-        if progress::check_interrupt().is_err() {
-            return String::new();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        // Looked at again and again, so that an interrupt is heard while nobody answers.
+        let mut answer = libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid structure, and its number.
+        if unsafe { libc::poll(&mut answer, 1, 100) } <= 0 {
+            if progress::check_interrupt().is_err() {
+                return String::new();
+            }
+            continue;
         }
+        // Byte by byte, so that nothing behind the line is taken from who reads standard input.
+        if receive(&mut byte) <= 0 || byte[0] == b'\n' {
+            return String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+        }
+        line.push(byte[0]);
     }
-    let mut line = String::new();
-    match std::io::stdin().read_line(&mut line) {
-        Ok(_) => line.trim_end_matches(['\r', '\n']).to_owned(),
-        Err(_) => String::new(),
-    }
+}
+
+/// Bytes of standard input that have arrived; none, or fewer than none, when there are none or it has ended.
+fn receive(buffer: &mut [u8]) -> isize {
+    // SAFETY: the buffer and its length. Under the kernel descriptor 0 is a socket; of anything else this is an error.
+    unsafe { libc::recv(0, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) }
 }
 
 /// The notebook as the library's rich output sees it.
@@ -117,6 +131,14 @@ impl Sink for NotebookProgress {
     }
 }
 
+impl NotebookProgress {
+    /// Between cells no task is at work, whatever variables hold: the next that begins is word to the kernel again.
+    fn forget(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.bars.forget();
+    }
+}
+
 /// Reports an error that a cell returned by `?`; called by the code around every cell.
 #[doc(hidden)]
 pub fn user_error(name: &str, message: &str) {
@@ -124,10 +146,56 @@ pub fn user_error(name: &str, message: &str) {
     engine("EVCXR_ERROR_OCCURRED");
 }
 
+/// Writes to the notebook's standard error, after what the cell printed before; called by the macros that stand in the place
+/// of the standard ones in cells.
+#[doc(hidden)]
+pub fn print_error(text: std::fmt::Arguments<'_>) {
+    if connected() {
+        record(&json!({ "stderr": text.to_string() }));
+    } else {
+        eprint!("{text}");
+    }
+}
+
+/// [`std::eprint`] in a cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_eprint {
+    ($($part:tt)*) => { $crate::kernel::child::print_error(::std::format_args!($($part)*)) };
+}
+
+/// [`std::eprintln`] in a cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_eprintln {
+    () => { $crate::__cell_eprint!("\n") };
+    ($($part:tt)*) => {
+        $crate::kernel::child::print_error(::std::format_args!("{}\n", ::std::format_args!($($part)*)))
+    };
+}
+
+/// [`std::dbg`] in a cell. It names no line: the file that is compiled has others than the cell.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __cell_dbg {
+    () => { $crate::__cell_eprintln!("[cell]") };
+    ($value:expr $(,)?) => {
+        match $value {
+            value => {
+                $crate::__cell_eprintln!("[cell] {} = {:#?}", ::std::stringify!($value), &value);
+                value
+            }
+        }
+    };
+    ($($value:expr),+ $(,)?) => { ($($crate::__cell_dbg!($value)),+,) };
+}
+
 /// Shows a cell's last expression as text; called by the code around every cell.
 #[doc(hidden)]
 pub fn text_result(type_name: &str, value: &dyn std::fmt::Debug) {
     if type_name == "()" {
+        // What was shown last was not the value of this cell.
+        record(&json!({ "result": false }));
         return;
     }
     let mut text = Limited(String::new());
@@ -229,7 +297,8 @@ fn serve() -> std::io::Result<()> {
         CONNECTED.store(true, Ordering::Relaxed);
         let screen = Arc::new(NotebookScreen);
         set_screen(screen.clone());
-        progress::set_sink(Arc::new(NotebookProgress { bars: Bars::on(screen), tasks: Mutex::default() }));
+        let progress = Arc::new(NotebookProgress { bars: Bars::on(screen), tasks: Mutex::default() });
+        progress::set_sink(PROGRESS.get_or_init(|| progress).clone());
     } else {
         let nothing = std::fs::File::open("/dev/null")?;
         replace(nothing.into_raw_fd(), 0)?;
@@ -257,6 +326,8 @@ fn load_and_run(path: &str, function: &str) -> std::io::Result<()> {
     }
     let code = symbol(path, function)?;
     progress::clear_interrupt();
+    // A thread of an earlier cell may have reported since.
+    forget_tasks();
     let before = STORE.with_borrow(|store| store.0);
     // SAFETY: the engine generated this function with exactly this signature, around the cell,
     // and catches unwinding inside it.
@@ -264,9 +335,16 @@ fn load_and_run(path: &str, function: &str) -> std::io::Result<()> {
         std::mem::transmute::<*mut c_void, extern "C" fn(*mut c_void) -> *mut c_void>(code)(before)
     };
     STORE.with_borrow_mut(|store| store.0 = after);
+    forget_tasks();
     finish_output(function);
     engine(COMPLETE);
     Ok(())
+}
+
+fn forget_tasks() {
+    if let Some(progress) = PROGRESS.get() {
+        progress.forget();
+    }
 }
 
 /// Flushes everything a cell wrote and marks the end in both streams, with the name of the cell's

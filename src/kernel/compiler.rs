@@ -304,6 +304,18 @@ fn cell_source(source: &str) -> String {
     if text.contains(").evcxr_display();") {
         text.push_str(SHOW);
     }
+    // Standard output and standard error reach the kernel apart. What the cell itself writes takes one way, in order;
+    // a macro of that name that the notebook imports stays what it is.
+    for name in ["eprint", "eprintln", "dbg"] {
+        let imported = |line: &str| line.trim_start().starts_with("use ") && line.contains(name);
+        let defined = format!("macro_rules! {name} ");
+        if source.contains(&format!("{name}!")) && !source.contains(&defined) && !source.lines().any(imported)
+        {
+            text.push_str(&format!(
+                "\n#[allow(unused_imports)]\nuse ::cluescope::__cell_{name} as {name};\n"
+            ));
+        }
+    }
     text
 }
 
@@ -534,5 +546,15 @@ mod tests {
         assert_eq!(made.lines().position(|l| l == "(1+1"), source.lines().position(|l| l == "(1+1"));
         assert!(made.contains("trait CluescopeShow"));
         assert!(!cell_source("let x = 1;").contains("CluescopeShow"));
+    }
+
+    #[test]
+    fn what_a_cell_writes_to_standard_error_keeps_its_place() {
+        let made = cell_source("eprintln!(\"a\"); dbg!(1);");
+        assert!(made.contains("use ::cluescope::__cell_eprintln as eprintln;"), "{made}");
+        assert!(made.contains("use ::cluescope::__cell_dbg as dbg;"), "{made}");
+        assert!(!cell_source("println!(\"a\");").contains("__cell"));
+        assert!(!cell_source("use other::eprintln;\neprintln!(\"a\");").contains("__cell"));
+        assert!(!cell_source("macro_rules! dbg { () => {} }\ndbg!();").contains("__cell"));
     }
 }

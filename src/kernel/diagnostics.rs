@@ -3,6 +3,11 @@
 
 use super::session::CellError;
 
+/// Name of the error of a cell whose process ended.
+pub(super) const CRASH: &str = "Crash";
+/// Name of the error of a cell that was stopped.
+pub(super) const INTERRUPTED: &str = "Interrupted";
+
 const RED: &str = "\u{1b}[1;31m";
 const BLUE: &str = "\u{1b}[34m";
 const PLAIN: &str = "\u{1b}[0m";
@@ -116,7 +121,7 @@ pub(super) fn crash(message: &str) -> CellError {
         message.trim()
     };
     CellError {
-        ename: "Crash".into(),
+        ename: CRASH.into(),
         evalue: why.to_owned(),
         traceback: vec![
             format!("{RED}The process of this notebook ended{PLAIN}: {why}"),

@@ -15,7 +15,7 @@ use super::workplace::Workplace;
 
 /// Work for the engine's thread.
 pub(super) enum Job {
-    Execute { code: String, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
+    Execute { code: String, number: u64, reply: oneshot::Sender<(Result<(), CellError>, Captured)> },
     Complete { code: String, position: usize, reply: oneshot::Sender<(Vec<String>, usize, usize)> },
     Inspect { code: String, position: usize, reply: oneshot::Sender<Option<Map<String, Value>>> },
 }
@@ -48,8 +48,8 @@ fn run(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jobs:
         match (job, session.as_mut()) {
             // Given up while the engine was not ready.
             (Job::Execute { reply, .. }, _) if reply.is_closed() => {}
-            (Job::Execute { code, reply }, Ok(session)) => {
-                let outcome = session.execute(&code);
+            (Job::Execute { code, number, reply }, Ok(session)) => {
+                let outcome = session.execute_unless(&code, &|| outlets.turns.is_stopped(number));
                 if let Ok(said) = &outcome
                     && !said.is_empty()
                 {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jupyter_protocol::{ExecuteRequest, JupyterMessage};
 use serde_json::{Map, Value, json};
@@ -27,8 +27,8 @@ use crate::progress::check_interrupt;
 pub struct RunOptions {
     /// Folder for the executed notebooks; none: each replaces its file.
     pub out: Option<PathBuf>,
-    /// `NAME` and `VALUE`, a Rust expression: set after the cell tagged `parameters`, with the type declared there, or
-    /// first.
+    /// `NAME` and `VALUE`, a Rust expression. Set in each notebook whose cell tagged `parameters` declares the name, after
+    /// that cell and with the type declared there; where no notebook has such a cell, first in all.
     pub parameters: Vec<(String, String)>,
     /// Write nothing; fail when an output differs from the one in the file, by as much as the
     /// cell's tag allows: `exact` (as without a tag), `tolerance`, `tolerance=0.01`, `interval`, `kind`.
@@ -39,8 +39,9 @@ pub struct RunOptions {
 /// build of the library, where one is due.
 ///
 /// # Errors
-/// [`Error::Stopped`] with the cell and its message at the first failing cell; the notebook as far as it got is
-/// still written. With `check`, [`Error::Stopped`] after the last notebook with all that failed or differed.
+/// [`Error::Option`] before any cell runs, for a parameter that none of the notebooks declares though some have a cell
+/// tagged `parameters`. [`Error::Stopped`] with the cell and its message at the first failing cell; the notebook as far as it got is
+/// still written, without the outputs of later cells. With `check`, [`Error::Stopped`] after the last notebook with all that failed or differed.
 /// [`Error::Interrupted`] after [`crate::progress::interrupt`].
 pub fn run_notebooks(
     workplace: &Workplace,
@@ -48,14 +49,19 @@ pub fn run_notebooks(
     options: &RunOptions,
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
+    let all = notebooks.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+    let declared: Vec<Option<Vec<String>>> = all.iter().map(declared_parameters).collect();
+    know(&declared, &options.parameters)?;
+    let anywhere = declared.iter().any(Option::is_some);
     let prelude = Prelude::find_or_build(workplace.toolchain(), say)?;
     let mut found = Vec::new();
-    for path in notebooks {
+    for ((path, before), declared) in notebooks.iter().zip(&all).zip(&declared) {
         let start = std::time::Instant::now();
-        let mut notebook: Value = serde_json::from_str(&files::read_text(path)?)
-            .map_err(|e| Error::format(path, format!("line {}", e.line()), format!("not a notebook: {e}")))?;
-        let before = notebook.clone();
-        set_parameters(&mut notebook, &options.parameters);
+        let mut notebook = before.clone();
+        let mut parameters = options.parameters.clone();
+        parameters
+            .retain(|(name, _)| !anywhere || declared.as_ref().is_some_and(|known| known.contains(name)));
+        set_parameters(&mut notebook, &parameters);
         name_kernel(&mut notebook);
         let outcome = execute(workplace, &prelude, &mut notebook, path);
         if !options.check {
@@ -66,7 +72,7 @@ pub fn run_notebooks(
             write(&target, &notebook)?;
         }
         let outcome = match outcome {
-            Ok(cells) if options.check => compare(&before, &notebook, path).map(|()| cells),
+            Ok(cells) if options.check => compare(before, &notebook, path).map(|()| cells),
             other => other,
         };
         match outcome {
@@ -88,6 +94,36 @@ fn write(path: &Path, notebook: &Value) -> Result<()> {
         serde::Serialize::serialize(notebook, &mut serializer).map_err(|e| Error::Stopped(e.to_string()))?;
         out.write_all(b"\n").map_err(Error::io(path))
     })
+}
+
+fn read(path: &Path) -> Result<Value> {
+    serde_json::from_str(&files::read_text(path)?)
+        .map_err(|e| Error::format(path, format!("line {}", e.line()), format!("not a notebook: {e}")))
+}
+
+/// What the cells tagged `parameters` declare; `None` without such a cell.
+fn declared_parameters(notebook: &Value) -> Option<Vec<String>> {
+    let cells = notebook["cells"].as_array()?.iter().filter(|cell| has_tag(cell, "parameters"));
+    let sources: Vec<String> = cells.map(|cell| joined(&cell["source"])).collect();
+    (!sources.is_empty()).then(|| sources.iter().flat_map(|source| types::variables(source)).collect())
+}
+
+/// Refuses a parameter that is a slip of the pen.
+fn know(declared: &[Option<Vec<String>>], parameters: &[(String, String)]) -> Result<()> {
+    let mut known: Vec<&str> = declared.iter().flatten().flatten().map(String::as_str).collect();
+    known.sort_unstable();
+    known.dedup();
+    let stray = parameters.iter().find(|(name, _)| !known.contains(&name.as_str()));
+    match stray.filter(|_| declared.iter().any(Option::is_some)) {
+        Some((name, value)) => {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let expected = format!(
+                "no notebook given declares `{name}`; the cells tagged `parameters` declare: {known}"
+            );
+            Err(Error::option("--param", format!("{name}={value}"), expected))
+        }
+        None => Ok(()),
+    }
 }
 
 fn set_parameters(notebook: &mut Value, parameters: &[(String, String)]) {
@@ -147,16 +183,21 @@ fn lines(text: &str) -> Value {
     text.split_inclusive('\n').map(Value::from).collect()
 }
 
+/// What the cells so far show. Messages are folded in as they come: a curve that is drawn again twice a second for an
+/// hour is one picture here.
 #[derive(Clone, Default)]
-struct Collect(Arc<Mutex<Vec<(String, Value)>>>);
+struct Collect(Arc<Mutex<Outputs>>);
+
+impl Collect {
+    fn outputs(&self) -> MutexGuard<'_, Outputs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Publish for Collect {
     fn publish(&self, message: JupyterMessage) {
         let content = serde_json::to_value(&message.content).unwrap_or_default();
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((message.message_type().to_owned(), content));
+        self.outputs().place(message.message_type(), content);
     }
 
     fn ask(&self, _message: JupyterMessage) {}
@@ -197,37 +238,31 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
         }
     });
     let mut count = 0;
-    let mut outputs: Vec<Vec<Value>> = Vec::new();
-    let mut places: Vec<(String, usize, usize)> = Vec::new();
     let mut failure = None;
     let Some(cells) = notebook["cells"].as_array_mut() else {
         return Err(Error::format(path, "cells", "no list of cells; only notebook format 4 is supported"));
     };
     let is_code = |cell: &Value| cell["cell_type"] == "code";
     for cell in cells.iter_mut().filter(|c| is_code(c)) {
+        // Outputs of an earlier run would look as if the cells after a failing one had run.
+        cell["outputs"] = json!([]);
+        cell["execution_count"] = Value::Null;
+    }
+    for cell in cells.iter_mut().filter(|c| is_code(c)) {
         let code = joined(&cell["source"]);
+        collect.outputs().begin();
         if code.trim().is_empty() {
-            cell["execution_count"] = Value::Null;
-            outputs.push(Vec::new());
             continue;
         }
         count += 1;
         cell["execution_count"] = count.into();
         let outcome = run_cell(&mut session, &items, &code, count);
-        let messages = std::mem::take(&mut *collect.0.lock().unwrap_or_else(PoisonError::into_inner));
-        outputs.push(Vec::new());
-        for (kind, content) in messages {
-            place(&kind, content, &mut outputs, &mut places);
-        }
         if let Err(error) = outcome {
             let CellError { ename, evalue, traceback } = error;
             let text = diagnostics::without_colours(&traceback.join("\n"));
             let text = format!("{}: cell {count} failed\n{text}", path.display());
-            let shown =
-                json!({ "output_type": "error", "ename": ename, "evalue": evalue, "traceback": traceback });
-            if let Some(last) = outputs.last_mut() {
-                last.push(shown);
-            }
+            let shown = json!({ "ename": ename, "evalue": evalue, "traceback": traceback });
+            collect.outputs().place("error", shown);
             let expected = has_tag(cell, "raises-exception");
             if !expected {
                 failure = Some(text);
@@ -235,6 +270,7 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
             }
         }
     }
+    let outputs = std::mem::take(&mut collect.outputs().cells);
     for (cell, outputs) in cells.iter_mut().filter(|c| is_code(c)).zip(outputs) {
         cell["outputs"] = outputs.into();
     }
@@ -269,45 +305,89 @@ fn run_cell(
     outcome.map(|_| ())
 }
 
-/// Puts one message where it belongs: at the end, onto the text before it, or in place of an
-/// earlier display.
-fn place(kind: &str, content: Value, outputs: &mut [Vec<Value>], places: &mut Vec<(String, usize, usize)>) {
-    let cell = outputs.len().saturating_sub(1);
-    let Some(current) = outputs.last_mut() else { return };
-    let id = content["transient"]["display_id"].as_str().map(str::to_owned);
-    match kind {
-        "stream" => {
-            let text = content["text"].as_str().unwrap_or_default();
-            let name = &content["name"];
-            if let Some(last) =
-                current.last_mut().filter(|l| l["output_type"] == "stream" && l["name"] == *name)
-            {
-                last["text"] = lines(&(joined(&last["text"]) + text));
-            } else {
-                current.push(json!({ "name": name, "output_type": "stream", "text": lines(text) }));
-            }
+/// What each cell shows, in the form of notebooks.
+#[derive(Default)]
+struct Outputs {
+    cells: Vec<Vec<Value>>,
+    /// Where displays that may be replaced stand: id, cell, place within it.
+    places: Vec<(String, usize, usize)>,
+    /// The next output clears those before it.
+    clear: bool,
+}
+
+impl Outputs {
+    /// The next cell begins.
+    fn begin(&mut self) {
+        self.cells.push(Vec::new());
+        self.clear = false;
+    }
+
+    /// Puts one message where it belongs: at the end, onto the text before it, or in place of an
+    /// earlier display.
+    fn place(&mut self, kind: &str, content: Value) {
+        let shows = ["stream", "display_data", "execute_result", "error"].contains(&kind);
+        if kind == "clear_output" && content["wait"] == true {
+            self.clear = true;
+            return;
         }
-        "display_data" | "execute_result" => {
-            let mut shown = json!({ "data": split(&content["data"]), "metadata": {}, "output_type": kind });
-            if kind == "execute_result" {
-                shown["execution_count"] = content["execution_count"].clone();
-            }
-            places.extend(id.map(|id| (id, cell, current.len())));
-            current.push(shown);
+        if kind == "clear_output" || (shows && std::mem::take(&mut self.clear)) {
+            self.clear_now();
         }
-        "update_display_data" => {
-            for (_, cell, index) in places.iter().filter(|(known, ..)| Some(known) == id.as_ref()) {
-                if let Some(shown) = outputs.get_mut(*cell).and_then(|cell| cell.get_mut(*index)) {
-                    shown["data"] = split(&content["data"]);
+        let cell = self.cells.len().saturating_sub(1);
+        let Some(current) = self.cells.last_mut() else { return };
+        let id = content["transient"]["display_id"].as_str().map(str::to_owned);
+        match kind {
+            "stream" => {
+                let text = content["text"].as_str().unwrap_or_default();
+                let name = &content["name"];
+                match current.last_mut() {
+                    Some(last) if last["output_type"] == "stream" && last["name"] == *name => {
+                        append(&mut last["text"], text);
+                    }
+                    _ => current.push(json!({ "name": name, "output_type": "stream", "text": lines(text) })),
                 }
             }
+            "display_data" | "execute_result" => {
+                let mut shown =
+                    json!({ "data": split(&content["data"]), "metadata": {}, "output_type": kind });
+                if kind == "execute_result" {
+                    shown["execution_count"] = content["execution_count"].clone();
+                }
+                self.places.extend(id.map(|id| (id, cell, current.len())));
+                current.push(shown);
+            }
+            "update_display_data" => {
+                for (_, cell, index) in self.places.iter().filter(|(known, ..)| Some(known) == id.as_ref()) {
+                    if let Some(shown) = self.cells.get_mut(*cell).and_then(|cell| cell.get_mut(*index)) {
+                        shown["data"] = split(&content["data"]);
+                    }
+                }
+            }
+            "error" => {
+                let mut shown = content;
+                shown["output_type"] = "error".into();
+                current.push(shown);
+            }
+            _ => {}
         }
-        "clear_output" => {
-            current.clear();
-            places.retain(|(_, at, _)| *at != cell);
-        }
-        _ => {}
     }
+
+    fn clear_now(&mut self) {
+        self.clear = false;
+        let cell = self.cells.len().saturating_sub(1);
+        self.cells.last_mut().into_iter().for_each(Vec::clear);
+        self.places.retain(|(_, at, _)| *at != cell);
+    }
+}
+
+/// Adds text to a list of lines, of which the last may go on.
+fn append(list: &mut Value, text: &str) {
+    let Some(list) = list.as_array_mut() else { return };
+    let mut more = text.to_owned();
+    if let Some(Value::String(last)) = list.pop_if(|last| last.as_str().is_some_and(|l| !l.ends_with('\n'))) {
+        more.insert_str(0, &last);
+    }
+    list.extend(more.split_inclusive('\n').map(Value::from));
 }
 
 /// Text formats as lists of lines, as notebooks keep them.
@@ -327,21 +407,99 @@ fn split(data: &Value) -> Value {
 mod tests {
     use super::*;
 
+    fn outputs(messages: &[(&str, Value)]) -> Outputs {
+        let mut outputs = Outputs::default();
+        outputs.begin();
+        messages.iter().for_each(|(kind, content)| outputs.place(kind, content.clone()));
+        outputs
+    }
+
+    fn text(text: &str) -> (&'static str, Value) {
+        ("stream", json!({ "name": "stdout", "text": text }))
+    }
+
+    fn bar(kind: &'static str, html: &str) -> (&'static str, Value) {
+        (kind, json!({ "data": { "text/html": html }, "transient": { "display_id": "bar" } }))
+    }
+
     #[test]
     fn messages_become_outputs() {
-        let mut outputs = vec![Vec::new()];
-        let mut places = Vec::new();
-        let mut put = |kind: &str, content: Value| place(kind, content, &mut outputs, &mut places);
-        put("stream", json!({ "name": "stdout", "text": "a" }));
-        put("stream", json!({ "name": "stdout", "text": "b\nc" }));
-        put("display_data", json!({ "data": { "text/html": "0 %" }, "transient": { "display_id": "bar" } }));
-        put(
-            "update_display_data",
-            json!({ "data": { "text/html": "100 %\ndone" }, "transient": { "display_id": "bar" } }),
-        );
-        assert_eq!(outputs[0][0]["text"], json!(["ab\n", "c"]));
-        assert_eq!(outputs[0][1]["data"]["text/html"], json!(["100 %\n", "done"]));
-        assert_eq!(outputs[0].len(), 2);
+        let made = outputs(&[
+            text("a"),
+            text("b\nc"),
+            text("d\n"),
+            bar("display_data", "0 %"),
+            bar("update_display_data", "100 %\ndone"),
+            ("error", json!({ "ename": "Panic", "evalue": "no", "traceback": [] })),
+        ]);
+        let cell = &made.cells[0];
+        assert_eq!(cell[0]["text"], json!(["ab\n", "cd\n"]));
+        assert_eq!(cell[1]["data"]["text/html"], json!(["100 %\n", "done"]));
+        assert_eq!(cell[2]["output_type"], "error");
+        assert_eq!(cell.len(), 3);
+    }
+
+    #[test]
+    fn clearing_waits_for_the_next_output_where_it_shall() {
+        let clear = |wait: bool| ("clear_output", json!({ "wait": wait }));
+        let kept = |messages: &[_]| outputs(messages).cells.remove(0);
+        assert_eq!(kept(&[text("a"), clear(false)]), [Value::Null; 0]);
+        assert_eq!(kept(&[text("a"), clear(true)])[0]["text"], json!(["a"]), "nothing came in its place");
+        assert_eq!(kept(&[text("a"), clear(true), text("b")])[0]["text"], json!(["b"]));
+        let moving = [bar("display_data", "1"), clear(true), bar("update_display_data", "2"), text("end")];
+        assert_eq!(kept(&moving).len(), 1, "an update is no new output, what comes after it is");
+        // The next cell clears nothing of this one, nor is it cleared.
+        let mut made = outputs(&[text("a"), clear(true)]);
+        made.begin();
+        made.place("stream", text("b").1);
+        assert_eq!((made.cells[0].len(), made.cells[1].len()), (1, 1));
+    }
+
+    #[test]
+    fn a_picture_drawn_again_and_again_is_kept_once() {
+        let collect = Collect::default();
+        collect.outputs().begin();
+        let picture = |n: usize| {
+            let data = Map::from_iter([("image/svg+xml".to_owned(), Value::from(format!("<svg>{n}</svg>")))]);
+            let transient = Some(jupyter_protocol::Transient { display_id: Some("curve".into()) });
+            jupyter_protocol::UpdateDisplayData {
+                data: output::media(data),
+                metadata: Map::new(),
+                transient: transient.unwrap_or_default(),
+            }
+        };
+        let shown = jupyter_protocol::DisplayData {
+            transient: Some(jupyter_protocol::Transient { display_id: Some("curve".into()) }),
+            ..jupyter_protocol::DisplayData::new(picture(0).data)
+        };
+        collect.publish(JupyterMessage::new(shown, None));
+        for n in 1..1000 {
+            collect.publish(JupyterMessage::new(picture(n), None));
+            let held = collect.outputs().cells[0].clone();
+            assert_eq!(held.len(), 1, "folded as it came");
+            assert_eq!(held[0]["data"]["image/svg+xml"], json!([format!("<svg>{n}</svg>")]));
+        }
+    }
+
+    #[test]
+    fn a_parameter_that_nobody_declares_is_refused() {
+        let given = |names: &[&str]| -> Vec<(String, String)> {
+            names.iter().map(|name| (name.to_string(), "1".to_owned())).collect()
+        };
+        let notebook = |source: &str, tag: &str| json!({ "cells": [{ "cell_type": "code", "metadata": { "tags": [tag] }, "source": source }] });
+        let declared = |notebooks: &[Value]| notebooks.iter().map(declared_parameters).collect::<Vec<_>>();
+        let some = declared(&[
+            notebook("let people = 20usize;\nlet (a, mut b) = (1, 2);", "parameters"),
+            notebook("let file = \"\";", "parameters"),
+            notebook("1", "exact"),
+        ]);
+        // As in the README: one of the notebooks declares it.
+        for name in ["people", "file", "a", "b"] {
+            assert!(know(&some, &given(&[name])).is_ok(), "{name}");
+        }
+        let error = know(&some, &given(&["people", "peple"])).unwrap_err().to_string();
+        assert!(error.contains("peple=1") && error.contains("a, b, file, people"), "{error}");
+        assert!(know(&declared(&[notebook("1", "exact")]), &given(&["anything"])).is_ok());
     }
 
     #[test]

@@ -8,6 +8,8 @@ use super::syntax;
 
 /// Cells kept.
 const CELLS: usize = 10_000;
+/// Of a cell's value this much is kept, in bytes; a search through ten thousand large tables would be of no use.
+const VALUE: usize = 4 * 1024;
 
 /// Number, code and shown value of each cell, oldest first.
 #[derive(Debug, Default)]
@@ -16,7 +18,11 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn push(&mut self, count: usize, code: String, shown: Option<String>) {
+    pub(super) fn push(&mut self, count: usize, code: String, mut shown: Option<String>) {
+        if let Some(text) = shown.as_mut().filter(|text| text.len() > VALUE) {
+            // The rest is given back, too.
+            *text = format!("{} \u{2026}", &text[..text.floor_char_boundary(VALUE)]);
+        }
         self.cells.push_back((count, code, shown));
         if self.cells.len() > CELLS {
             self.cells.pop_front();
@@ -54,5 +60,24 @@ impl History {
                 found.into_iter().skip(skip).map(|e| entry(e, *output)).collect()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_values_are_kept_in_part() {
+        let mut history = History::default();
+        history.push(1, "large".into(), Some("é".repeat(1 << 20)));
+        history.push(2, "small".into(), Some("5".into()));
+        let HistoryEntry::InputOutput(_, 1, (_, text)) =
+            &history.find(&HistoryRequest::Tail { n: 2, output: true, raw: true })[0]
+        else {
+            panic!("no entry")
+        };
+        assert!(text.ends_with('…') && (VALUE..VALUE + 10).contains(&text.len()), "{}", text.len());
+        assert!(history.cells.iter().all(|(.., text)| text.as_ref().unwrap().capacity() < 4 * VALUE));
     }
 }

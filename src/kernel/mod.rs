@@ -15,6 +15,7 @@
 //! | `analysis` | completions that know the library |
 //! | `output` | from a cell's events to Jupyter's messages |
 //! | `server` | the five sockets |
+//! | `public` | the channel to all who listen |
 //! | `engine` | the thread that owns a session |
 //! | `history` | earlier cells |
 //! | `headless` | runs notebooks without Python |
@@ -30,74 +31,51 @@
 pub mod child;
 
 #[cfg(all(unix, feature = "kernel"))]
-mod analysis;
-#[cfg(all(unix, feature = "kernel"))]
-mod compare;
-#[cfg(all(unix, feature = "kernel"))]
-mod compiler;
-#[cfg(all(unix, feature = "kernel"))]
-mod dependency;
-#[cfg(all(unix, feature = "kernel"))]
-mod diagnostics;
-#[cfg(all(unix, feature = "kernel"))]
-mod doctor;
-#[cfg(all(unix, feature = "kernel"))]
-mod engine;
-#[cfg(all(unix, feature = "kernel"))]
-mod headless;
-#[cfg(all(unix, feature = "kernel"))]
-mod history;
-#[cfg(all(unix, feature = "kernel"))]
-mod interface;
-#[cfg(all(unix, feature = "kernel"))]
-mod kernelspec;
-#[cfg(all(unix, feature = "kernel"))]
-mod lab;
-#[cfg(all(unix, feature = "kernel"))]
-mod output;
-#[cfg(all(unix, feature = "kernel"))]
-mod prelude;
-#[cfg(all(unix, feature = "kernel"))]
-mod program;
-#[cfg(all(unix, feature = "kernel"))]
-mod requests;
-#[cfg(all(unix, feature = "kernel"))]
-mod server;
-#[cfg(all(unix, feature = "kernel"))]
-mod session;
-#[cfg(all(unix, feature = "kernel"))]
-mod stream;
-#[cfg(all(unix, feature = "kernel"))]
-mod syntax;
-#[cfg(all(unix, feature = "kernel"))]
-mod toolchain;
-#[cfg(all(unix, feature = "kernel"))]
-mod types;
-#[cfg(all(unix, feature = "kernel"))]
-mod workplace;
+pub use host::*;
 
+/// All but `child`, so that the condition stands once. The files lie in this folder.
 #[cfg(all(unix, feature = "kernel"))]
-pub use compiler::hook;
-#[cfg(all(unix, feature = "kernel"))]
-pub use doctor::{Check, State, doctor};
-#[cfg(all(unix, feature = "kernel"))]
-pub use headless::{RunOptions, run_notebooks};
-#[cfg(all(unix, feature = "kernel"))]
-pub use kernelspec::{Installed, install, installed, uninstall};
-#[cfg(all(unix, feature = "kernel"))]
-pub use lab::lab;
-#[cfg(all(unix, feature = "kernel"))]
-pub use prelude::{Crate, Prelude};
-#[cfg(all(unix, feature = "kernel"))]
-pub use server::serve;
-#[cfg(all(unix, feature = "kernel"))]
-pub use session::{CellError, Handle, Session, Sink};
-#[cfg(all(unix, feature = "kernel"))]
-pub use stream::{Event, Stream};
-#[cfg(all(unix, feature = "kernel"))]
-pub use toolchain::Toolchain;
-#[cfg(all(unix, feature = "kernel"))]
-pub use workplace::Workplace;
+#[path = ""]
+mod host {
+    mod analysis;
+    mod compare;
+    mod compiler;
+    mod dependency;
+    mod diagnostics;
+    mod doctor;
+    mod engine;
+    mod headless;
+    mod history;
+    mod interface;
+    mod kernelspec;
+    mod lab;
+    mod output;
+    mod prelude;
+    mod program;
+    mod public;
+    mod requests;
+    mod server;
+    mod session;
+    mod stream;
+    mod syntax;
+    mod toolchain;
+    mod types;
+    mod workplace;
+
+    use super::child;
+
+    pub use compiler::hook;
+    pub use doctor::{Check, State, doctor};
+    pub use headless::{RunOptions, run_notebooks};
+    pub use kernelspec::{Installed, install, installed, uninstall};
+    pub use lab::lab;
+    pub use prelude::{Crate, Prelude};
+    pub use server::serve;
+    pub use session::{CellError, Handle, Session, Sink};
+    pub use stream::{Event, Stream};
+    pub use toolchain::Toolchain;
+    pub use workplace::Workplace;
+}
 
 // Named so that each is inside the prebuilt library even before a stage uses it: a cell that names
 // a crate which is not would be linked against a copy of its own.

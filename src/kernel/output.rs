@@ -157,8 +157,11 @@ impl Running {
                 self.flush(out);
                 self.publish(UpdateDisplayData::new(media(data), &id), out);
             }
+            Event::NoValue => self.release(out, false),
             Event::Clear(wait) => {
                 self.flush(out);
+                // It came before the clearing, which takes it too.
+                self.release(out, false);
                 self.publish(ClearOutput { wait }, out);
             }
             Event::Input(prompt, password) => {
@@ -296,6 +299,18 @@ mod tests {
         assert_eq!(got[3][1]["data"], serde_json::json!({"text/html": "<b>2</b>", "text/plain": "2"}));
         let got = show(false, vec![value("text/plain", "1")]);
         assert_eq!(got[0][0], "display_data");
+    }
+
+    #[test]
+    fn clearing_takes_what_was_shown_before_it() {
+        let kinds = |got: &[Value]| got.iter().map(|m| m[0].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let frame = |n: &str| [value("text/html", n), Event::Clear(true)];
+        let got = show(true, [frame("1"), frame("2")].concat());
+        assert_eq!(kinds(&got), ["display_data", "clear_output", "display_data", "clear_output"]);
+        assert_eq!(got[0][1]["data"], serde_json::json!({"text/html": "1"}));
+        // A last expression of no value makes none of what it showed.
+        let got = show(true, vec![value("text/html", "shown"), Event::NoValue]);
+        assert_eq!(kinds(&got), ["display_data"]);
     }
 
     #[test]

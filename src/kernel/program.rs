@@ -21,7 +21,9 @@ pub(super) fn this() -> Result<PathBuf> {
 
 /// Whether cargo may replace `program` at any time.
 pub(super) fn is_built_here(program: &Path) -> bool {
-    program.ancestors().skip(1).take(3).any(|folder| folder.join("CACHEDIR.TAG").is_file())
+    // A target folder that was there before cargo has no tag of its own, but each profile's folder a lock.
+    let marks = ["CACHEDIR.TAG", ".cargo-lock"];
+    program.ancestors().skip(1).take(3).any(|folder| marks.iter().any(|mark| folder.join(mark).is_file()))
 }
 
 /// A copy of this program that stays, made when there is none.

@@ -4,8 +4,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jupyter_protocol::{
@@ -15,12 +16,14 @@ use jupyter_protocol::{
     ReplyError, ReplyStatus, ShutdownReply, Status,
 };
 use jupyter_zmq_client as zmq;
-use serde_json::{Map, Value};
+use serde_json::Map;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::diagnostics;
 use super::engine::{self, Job};
 use super::history::History;
 use super::output::{self, Begin, Captured, Item, Publish};
+use super::public::Public;
 use super::requests;
 use super::session::{CellError, GRACE, Handle};
 use super::syntax;
@@ -90,6 +93,34 @@ pub(super) struct Outlets {
     pub(super) handle: Arc<OnceLock<Handle>>,
     /// An interrupt while the engine is not ready: the waiting cell is given up.
     given_up: Arc<Notify>,
+    pub(super) turns: Arc<Turns>,
+    /// The question that waits for its answer.
+    question: Arc<Mutex<Option<String>>>,
+}
+
+/// Cells in the order in which they arrived, and how many of them an interrupt has stopped before they ran: behind a completion or
+/// another request that takes its time.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    arrived: AtomicU64,
+    stopped: AtomicU64,
+}
+
+impl Turns {
+    /// Number of a cell that arrives now.
+    fn next(&self) -> u64 {
+        self.arrived.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Stops all cells that have arrived and not begun.
+    fn stop(&self) {
+        self.stopped.fetch_max(self.arrived.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    /// Whether the cell of this number must not begin.
+    pub(super) fn is_stopped(&self, number: u64) -> bool {
+        number <= self.stopped.load(Ordering::SeqCst)
+    }
 }
 
 impl Publish for Outlets {
@@ -99,6 +130,7 @@ impl Publish for Outlets {
     }
 
     fn ask(&self, message: JupyterMessage) {
+        *lock(&self.question) = Some(message.header.msg_id.clone());
         let _ = self.questions.blocking_send(message);
     }
 
@@ -115,10 +147,37 @@ impl Outlets {
     /// Does not wait for the cell to end.
     fn interrupt(&self) {
         match self.handle.get().cloned() {
-            Some(handle) => drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE))),
+            Some(handle) => {
+                if !handle.is_running() {
+                    self.turns.stop();
+                }
+                // A cell that began since is running now, or sees that it is stopped.
+                drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE)));
+            }
             None => self.given_up.notify_waiters(),
         }
     }
+
+    /// Hands an answer to the cell whose question waits for it; a late one to a question that was given up is dropped. Not
+    /// every client says what it answers.
+    fn answer(&self, answered: Option<&str>, text: &str) {
+        let mut question = lock(&self.question);
+        let fits = question.as_deref().is_some_and(|id| answered.is_none_or(|answered| answered == id));
+        if fits && let Some(handle) = self.handle.get() {
+            *question = None;
+            handle.answer(text);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A request, with its number when it is a cell.
+struct Arrived {
+    message: JupyterMessage,
+    number: u64,
 }
 
 struct Server {
@@ -141,7 +200,7 @@ impl Server {
             .map_err(failed("control channel"))?;
         let stdin =
             zmq::create_kernel_stdin_connection(&info, &session).await.map_err(failed("stdin channel"))?;
-        let mut public =
+        let public =
             zmq::create_kernel_iopub_connection(&info, &session).await.map_err(failed("iopub channel"))?;
         let mut heart =
             zmq::create_kernel_heartbeat_connection(&info).await.map_err(failed("heartbeat channel"))?;
@@ -154,6 +213,7 @@ impl Server {
         });
         let (public_send, mut public_receive) = mpsc::channel::<JupyterMessage>(64);
         tokio::spawn(async move {
+            let mut public = Public::new(public);
             while let Some(message) = public_receive.recv().await {
                 // A listener that went away is no reason to stop.
                 let _ = public.send(message).await;
@@ -168,22 +228,28 @@ impl Server {
             }
         });
         watch_parent(handle.clone());
-        let answered = handle.clone();
+        let outlets = Outlets {
+            public: public_send,
+            questions,
+            handle,
+            given_up: Arc::default(),
+            turns: Arc::default(),
+            question: Arc::default(),
+        };
+        let answered = outlets.clone();
         tokio::spawn(async move {
             loop {
                 match requests::read(&mut answers).await {
                     Ok(message) => {
-                        if let (JupyterMessageContent::InputReply(reply), Some(handle)) =
-                            (message.content, answered.get())
-                        {
-                            handle.answer(&reply.value);
+                        if let JupyterMessageContent::InputReply(reply) = message.content {
+                            let question = message.parent_header.map(|parent| parent.msg_id);
+                            answered.answer(question.as_deref(), &reply.value);
                         }
                     }
                     Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
                 }
             }
         });
-        let outlets = Outlets { public: public_send, questions, handle, given_up: Arc::default() };
         let starting = JupyterMessage::new(Status::starting(), None);
         let _ = outlets.public.send(starting).await;
         let (jobs, items) = engine::start(workplace, outlets.clone());
@@ -202,7 +268,11 @@ impl Server {
                         if matches!(message.content, JupyterMessageContent::InterruptRequest(_)) {
                             interrupted.interrupt();
                         }
-                        if queue.send(message).is_err() {
+                        let number = match message.content {
+                            JupyterMessageContent::ExecuteRequest(_) => interrupted.turns.next(),
+                            _ => 0,
+                        };
+                        if queue.send(Arrived { message, number }).is_err() {
                             return;
                         }
                     }
@@ -237,19 +307,19 @@ impl Server {
 
     async fn handle(
         &mut self,
-        request: JupyterMessage,
-        more: &mut mpsc::UnboundedReceiver<JupyterMessage>,
+        request: Arrived,
+        more: &mut mpsc::UnboundedReceiver<Arrived>,
         stopped: &mut mpsc::Receiver<()>,
     ) {
         let mut waiting = VecDeque::from([request]);
         while let Some(request) = waiting.pop_front() {
-            self.public(Status::busy(), &request).await;
+            self.public(Status::busy(), &request.message).await;
             let failed = self.answer(&request, more, &mut waiting, stopped).await;
-            self.public(Status::idle(), &request).await;
+            self.public(Status::idle(), &request.message).await;
             if failed {
                 for next in std::mem::take(&mut waiting) {
-                    if matches!(next.content, JupyterMessageContent::ExecuteRequest(_)) {
-                        self.abort(&next).await;
+                    if matches!(next.message.content, JupyterMessageContent::ExecuteRequest(_)) {
+                        self.abort(&next.message).await;
                     } else {
                         waiting.push_back(next);
                     }
@@ -270,14 +340,14 @@ impl Server {
     /// True when the cells in `waiting` must be aborted.
     async fn answer(
         &mut self,
-        request: &JupyterMessage,
-        more: &mut mpsc::UnboundedReceiver<JupyterMessage>,
-        waiting: &mut VecDeque<JupyterMessage>,
+        Arrived { message: request, number }: &Arrived,
+        more: &mut mpsc::UnboundedReceiver<Arrived>,
+        waiting: &mut VecDeque<Arrived>,
         stopped: &mut mpsc::Receiver<()>,
     ) -> bool {
         match &request.content {
             JupyterMessageContent::ExecuteRequest(execute) => {
-                let (reply, abort) = self.execute(request, execute, stopped).await;
+                let (reply, abort) = self.execute(request, *number, execute, stopped).await;
                 if abort {
                     // What arrived before the client could know of the failure; a cell sent in
                     // answer to it comes later.
@@ -351,6 +421,7 @@ impl Server {
     async fn execute(
         &mut self,
         request: &JupyterMessage,
+        number: u64,
         execute: &ExecuteRequest,
         stopped: &mut mpsc::Receiver<()>,
     ) -> (Option<ExecuteReply>, bool) {
@@ -374,7 +445,7 @@ impl Server {
         };
         let has_result = syntax::ends_with_value(&execute.code);
         let Some((outcome, captured)) =
-            self.job(&execute.code, begin(execute.silent, has_result), stopped).await
+            self.job(number, &execute.code, begin(execute.silent, has_result), stopped).await
         else {
             return (None, false);
         };
@@ -384,7 +455,8 @@ impl Server {
             Ok(()) => {
                 let mut values = HashMap::new();
                 for (name, code) in execute.user_expressions.iter().flatten() {
-                    let Some((outcome, captured)) = self.job(code, begin(true, true), stopped).await else {
+                    let Some((outcome, captured)) = self.job(number, code, begin(true, true), stopped).await
+                    else {
                         return (None, false);
                     };
                     values.insert(name.clone(), expression(outcome, captured));
@@ -429,6 +501,7 @@ impl Server {
     /// Runs code on the engine's thread; `None` when the kernel is told to stop meanwhile.
     async fn job(
         &mut self,
+        number: u64,
         code: &str,
         begin: Box<Begin>,
         stopped: &mut mpsc::Receiver<()>,
@@ -438,25 +511,28 @@ impl Server {
         let items = self.items.clone();
         let _ = tokio::task::spawn_blocking(move || items.send(Item::Begin(begin))).await;
         let (reply, answer) = oneshot::channel();
-        if self.jobs.send(Job::Execute { code: code.to_owned(), reply }).is_err() {
+        if self.jobs.send(Job::Execute { code: code.to_owned(), number, reply }).is_err() {
             return Some((
                 Err(CellError::new("KernelError", "the engine is gone; restart the kernel")),
                 Captured::default(),
             ));
         }
-        tokio::select! {
+        let done = tokio::select! {
             outcome = answer => Some(outcome.unwrap_or_else(|_| {
                 (Err(CellError::new("KernelError", "the engine stopped; restart the kernel")), Captured::default())
             })),
             _ = self.outlets.given_up.notified() => {
                 let message = "stopped before it ran: the notebook's engine is still being prepared, and that goes on";
-                Some((Err(CellError::new("Interrupted", message)), Captured::default()))
+                Some((Err(CellError::new(diagnostics::INTERRUPTED, message)), Captured::default()))
             }
             _ = stopped.recv() => {
                 stopped.close();
                 None
             }
-        }
+        };
+        // Nobody waits for an answer any more.
+        *lock(&self.outlets.question) = None;
+        done
     }
 }
 
@@ -557,5 +633,41 @@ fn kernel_info() -> KernelInfoReply {
         help_links: vec![],
         debugger: false,
         error: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_stops_cells_that_have_not_begun_and_no_later_ones() {
+        let turns = Turns::default();
+        let first = turns.next();
+        assert!(!turns.is_stopped(first));
+        let second = turns.next();
+        turns.stop();
+        assert!(turns.is_stopped(first) && turns.is_stopped(second));
+        assert!(!turns.is_stopped(turns.next()));
+    }
+
+    #[test]
+    fn strangers_are_kept_out() {
+        let info = |ip: &str, key: &str| -> ConnectionInfo {
+            serde_json::from_value(serde_json::json!({
+                "ip": ip, "transport": "tcp", "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4,
+                "hb_port": 5, "key": key, "signature_scheme": "hmac-sha256"
+            }))
+            .unwrap()
+        };
+        let said =
+            |ip: &str, key: &str| check(Path::new("c.json"), &info(ip, key)).map_err(|e| e.to_string());
+        for ip in ["127.0.0.1", "127.0.0.2", "::1", "localhost"] {
+            assert_eq!(said(ip, "k"), Ok(()), "{ip}");
+        }
+        for ip in ["0.0.0.0", "192.168.1.5", "*", "example.org", "::"] {
+            assert!(said(ip, "k").unwrap_err().contains("can be reached from other machines"), "{ip}");
+        }
+        assert!(said("127.0.0.1", "").unwrap_err().contains("anyone could send code"));
     }
 }

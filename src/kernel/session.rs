@@ -18,7 +18,7 @@ use super::dependency;
 use super::diagnostics;
 use super::prelude::Prelude;
 use super::stream::{Event, Parser, Stream};
-use super::syntax;
+use super::syntax::{self, Definition};
 use super::toolchain::Toolchain;
 use super::types;
 use super::workplace::Workplace;
@@ -89,8 +89,8 @@ pub struct Session {
     /// Asked for once: `Some(None)` when it cannot be had.
     analysis: Option<Option<Analysis>>,
     configuration: PathBuf,
-    /// Definitions and imports of the cells that succeeded.
-    definitions: Vec<String>,
+    /// Definitions and imports of the cells that succeeded, each in its latest form.
+    definitions: Vec<Definition>,
     cells: u64,
 }
 
@@ -143,6 +143,11 @@ impl Handle {
                 }
             }
         }
+    }
+
+    /// Whether a cell is running.
+    pub(super) fn is_running(&self) -> bool {
+        self.shared.running.load(Ordering::SeqCst) != 0
     }
 
     /// Answers the question of [`Event::Input`].
@@ -246,17 +251,41 @@ impl Session {
     /// # Errors
     /// [`CellError`]: compiler messages, a panic, an error returned by `?`, an interrupt, a crash.
     pub fn execute(&mut self, code: &str) -> Result<BTreeMap<String, String>, CellError> {
+        self.execute_unless(code, &|| false)
+    }
+
+    /// [`Session::execute`], unless an interrupt came before it: `stopped` is asked when the cell counts as running,
+    /// so that [`Handle::interrupt`] misses none that `stopped` does not tell of.
+    pub(super) fn execute_unless(
+        &mut self,
+        code: &str,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<BTreeMap<String, String>, CellError> {
         self.shared.interrupted.store(false, Ordering::SeqCst);
         self.shared.replaced.store(false, Ordering::SeqCst);
         self.shared.working.store(false, Ordering::SeqCst);
         self.cells += 1;
         self.shared.running.store(self.cells, Ordering::SeqCst);
-        let outcome = self.prepare(code).and_then(|prepared| self.run(&prepared, code));
+        if stopped() {
+            self.shared.interrupted.store(true, Ordering::SeqCst);
+        }
+        let outcome = self.not_interrupted().and_then(|()| self.prepare(code));
+        let outcome = outcome.and_then(|prepared| self.run(&prepared, code));
         self.shared.running.store(0, Ordering::SeqCst);
         if outcome.is_ok() {
-            self.definitions.extend(syntax::items(code));
+            remember(&mut self.definitions, syntax::definitions(code));
         }
-        outcome.map_err(|error| self.explain(error))
+        outcome.map_err(|error| {
+            let (interrupted, replaced) = (&self.shared.interrupted, &self.shared.replaced);
+            explain(error, interrupted.load(Ordering::SeqCst), replaced.load(Ordering::SeqCst))
+        })
+    }
+
+    fn not_interrupted(&self) -> Result<(), CellError> {
+        match self.shared.interrupted.load(Ordering::SeqCst) {
+            true => Err(CellError::new(diagnostics::INTERRUPTED, "stopped before it ran")),
+            false => Ok(()),
+        }
     }
 
     /// The cell as the engine gets it: lines asking for crates that are here blanked, the types of
@@ -283,9 +312,7 @@ impl Session {
     }
 
     fn run(&mut self, prepared: &str, code: &str) -> Result<BTreeMap<String, String>, CellError> {
-        if self.shared.interrupted.load(Ordering::SeqCst) {
-            return Err(CellError::new("Interrupted", "stopped before it ran"));
-        }
+        self.not_interrupted()?;
         *lock(&self.shared.watch) = Watch::default();
         match self.engine.execute(prepared) {
             Ok(outputs) => {
@@ -305,19 +332,6 @@ impl Session {
             }
             Err(other) => Err(diagnostics::other(&other)),
         }
-    }
-
-    fn explain(&self, error: CellError) -> CellError {
-        if self.shared.replaced.load(Ordering::SeqCst) {
-            return CellError::new(
-                "Interrupted",
-                "the cell did not stop by itself, so its process was replaced; all variables are lost, definitions are kept",
-            );
-        }
-        if self.shared.interrupted.load(Ordering::SeqCst) {
-            return CellError::new("Interrupted", "stopped; variables are kept");
-        }
-        error
     }
 
     /// Waits for the end marks of the cell that ran last: the engine's constructor runs cells too,
@@ -373,7 +387,8 @@ impl Session {
 
     /// The definitions and variables of earlier cells, as text to be analysed before a cell.
     fn before(&self) -> String {
-        let mut before: String = self.definitions.iter().flat_map(|item| [item.as_str(), "\n"]).collect();
+        let mut before: String =
+            self.definitions.iter().flat_map(|item| [item.text.as_str(), "\n"]).collect();
         for (name, type_name) in self.engine.variables_and_types() {
             // A type and no value: this text is only analysed, never compiled or run.
             before.push_str(&format!("let {name}: {type_name} = loop {{}};\n"));
@@ -422,6 +437,29 @@ impl Session {
     /// The folder of this session's files.
     pub fn folder(&self) -> &Path {
         &self.cell
+    }
+}
+
+/// What an interrupted cell's error means to the user.
+fn explain(error: CellError, interrupted: bool, replaced: bool) -> CellError {
+    if replaced {
+        return CellError::new(
+            diagnostics::INTERRUPTED,
+            "the cell did not stop by itself, so its process was replaced; all variables are lost, definitions are kept",
+        );
+    }
+    // A process that ended by itself took the variables with it, interrupted or not.
+    if interrupted && ![diagnostics::CRASH, diagnostics::INTERRUPTED].contains(&error.ename.as_str()) {
+        return CellError::new(diagnostics::INTERRUPTED, "stopped; variables are kept");
+    }
+    error
+}
+
+/// Adds definitions; those of the same things go.
+fn remember(definitions: &mut Vec<Definition>, new: Vec<Definition>) {
+    for item in new {
+        definitions.retain(|known| known.what != item.what);
+        definitions.push(item);
     }
 }
 
@@ -494,6 +532,30 @@ fn read(mut connection: UnixStream, stream: Stream, shared: Arc<Shared>, events:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupt_explains_no_crash_away() {
+        let failed = CellError::new("Error", "stopped by a signal");
+        assert_eq!(explain(failed.clone(), false, false), failed);
+        assert!(explain(failed.clone(), true, false).evalue.contains("variables are kept"));
+        assert!(explain(failed, true, true).evalue.contains("variables are lost"));
+        let crash = diagnostics::crash("signal: 11");
+        assert_eq!(explain(crash.clone(), true, false), crash);
+        assert!(explain(crash, true, true).evalue.contains("was replaced"));
+    }
+
+    #[test]
+    fn a_definition_made_a_hundred_times_is_kept_once() {
+        let mut all = Vec::new();
+        for n in 0..100 {
+            remember(
+                &mut all,
+                syntax::definitions(&format!("use std::fmt;\nfn f() -> u32 {{ {n} }}\nfn g() {{}}")),
+            );
+        }
+        let texts: Vec<&str> = all.iter().map(|item| item.text.as_str()).collect();
+        assert_eq!(texts, ["use std::fmt;", "fn f() -> u32 { 99 }", "fn g() {}"]);
+    }
 
     #[test]
     fn commands_alone_are_not_code() {

@@ -25,6 +25,8 @@ pub enum Event {
     Update(Map<String, Value>, String),
     /// Clear the output; true: when more arrives.
     Clear(bool),
+    /// The cell's last expression had no value.
+    NoValue,
     /// A question to the person: prompt, and whether the answer is secret.
     Input(String, bool),
     /// An error returned by `?`: type and text.
@@ -253,6 +255,12 @@ fn record(value: &Value, stream: Stream) -> Option<Event> {
     }
     if let Some(wait) = value["clear"].as_bool() {
         return Some(Event::Clear(wait));
+    }
+    if value["result"] == false {
+        return Some(Event::NoValue);
+    }
+    if let Some(text) = value["stderr"].as_str() {
+        return Some(Event::Text(Stream::Err, text.to_owned()));
     }
     if let Some(working) = value["working"].as_bool() {
         return Some(Event::Working(working));

@@ -33,7 +33,7 @@ impl Toolchain {
     }
 
     /// The triple this compiler runs on and compiles for.
-    fn host(&self) -> Result<String> {
+    pub(super) fn host(&self) -> Result<String> {
         let out = Command::new(&self.rustc).arg("-vV").output().map_err(Error::io(&self.rustc))?;
         let text = String::from_utf8_lossy(&out.stdout);
         text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned).ok_or_else(|| {

@@ -24,11 +24,24 @@ struct Untyped {
     names: Vec<(String, bool)>,
 }
 
+fn lets(code: &str) -> Vec<ast::LetStmt> {
+    let text = format!("fn cell() {{\n{}\n}}\n", without_commands(code));
+    let file = SourceFile::parse(&text, Edition::Edition2024);
+    file.tree().syntax().descendants().filter_map(ast::LetStmt::cast).collect()
+}
+
+/// The names of all variables that `code` declares.
+pub(super) fn variables(code: &str) -> Vec<String> {
+    let patterns = lets(code).into_iter().filter_map(|statement| statement.pat());
+    let names = patterns.flat_map(|pattern| {
+        pattern.syntax().descendants().filter_map(ast::IdentPat::cast).collect::<Vec<_>>()
+    });
+    names.filter_map(|pattern| Some(pattern.name()?.text().to_string())).collect()
+}
+
 /// The type that `code` writes down for the variable `name`; of several the last.
 pub(super) fn declared(code: &str, name: &str) -> Option<String> {
-    let file =
-        SourceFile::parse(&format!("fn cell() {{\n{}\n}}\n", without_commands(code)), Edition::Edition2024);
-    let lets = file.tree().syntax().descendants().filter_map(ast::LetStmt::cast).collect::<Vec<_>>();
+    let lets = lets(code);
     let of_name = |statement: &&ast::LetStmt| match statement.pat() {
         Some(ast::Pat::IdentPat(pattern)) => pattern.name().is_some_and(|found| found.text() == name),
         _ => false,

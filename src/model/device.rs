@@ -17,6 +17,7 @@ use candle_core::{DType, DeviceLocation, Tensor};
 use super::parameters::Decoder;
 use super::{Matrix, Model};
 use crate::error::{Error, Result};
+use crate::progress::check_interrupt;
 
 /// A processor and the type it computes in.
 ///
@@ -224,7 +225,7 @@ impl Model {
     /// This model with its weights on `device`, frozen; quantised weights stay quantised.
     ///
     /// # Errors
-    /// When the device has no room or cannot hold a type.
+    /// When the device has no room or cannot hold a type; [`Error::Interrupted`].
     pub fn to_device(&self, device: &Device) -> Result<Model> {
         if self.0.device.same(device) {
             return Ok(self.clone());
@@ -234,6 +235,7 @@ impl Model {
         decoder.detach();
         decoder.device = place.clone();
         decoder.for_each_linear(&mut |linear| {
+            check_interrupt()?;
             linear.weight = match &linear.weight {
                 Matrix::Dense(tensor) => Matrix::Dense(tensor.to_device(place)?),
                 Matrix::Quantized(tensor) if tensor.device().same_device(place) => {

@@ -25,7 +25,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Model`] for an architecture that is not supported, [`Error::Format`] naming file and tensor for a
-    /// truncated or corrupt file or one that does not fit its configuration, [`Error::Io`].
+    /// truncated or corrupt file or one that does not fit its configuration, [`Error::Io`], [`Error::Interrupted`].
     pub fn load(source: &str) -> Result<Model> {
         Model::load_from(source, &Hub::from_env())
     }
@@ -152,7 +152,7 @@ fn from_parts(
     tensors: Tensors,
 ) -> Result<Opened> {
     let (family, config) = Family::read_config(name, config_path, json)?;
-    Ok(opened(name, family, Form::HuggingFace, config, tokenizer, tensors))
+    opened(name, family, Form::HuggingFace, config, tokenizer, tensors)
 }
 
 fn load_gguf(name: &str, path: &Path) -> Result<Opened> {
@@ -164,7 +164,7 @@ fn load_gguf(name: &str, path: &Path) -> Result<Opened> {
         let tensors = Tensors { files: vec![(path.to_path_buf(), bytes.clone())], entries: header.tensors };
         (family, config, tokenizer, tensors)
     };
-    Ok(opened(name, family, Form::Gguf, config, tokenizer, tensors))
+    opened(name, family, Form::Gguf, config, tokenizer, tensors)
 }
 
 fn opened(
@@ -174,7 +174,7 @@ fn opened(
     config: DecoderConfig,
     tokenizer: Tokenizer,
     tensors: Tensors,
-) -> Opened {
-    let hash = content_hash([format!("{config:?}"), tokenizer.hash().to_owned(), tensors.fingerprint()]);
-    Opened { name: name.into(), hash, config, tokenizer, family, form, tensors }
+) -> Result<Opened> {
+    let hash = content_hash([format!("{config:?}"), tokenizer.hash().to_owned(), tensors.fingerprint()?]);
+    Ok(Opened { name: name.into(), hash, config, tokenizer, family, form, tensors })
 }

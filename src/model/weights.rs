@@ -19,6 +19,7 @@ use super::family::{Family, Form, Rows};
 use super::{DecoderConfig, Matrix, WeightSource};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::progress::check_interrupt;
 use crate::provenance::content_hash;
 
 /// How the numbers of a tensor are stored.
@@ -182,7 +183,10 @@ impl Tensors {
     }
 
     /// Fingerprint of all tensors: names, shapes, types and every byte. Pages are let go of as soon as they are read.
-    pub(crate) fn fingerprint(&self) -> String {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub(crate) fn fingerprint(&self) -> Result<String> {
         const PIECE: usize = 1 << 20;
         let mut parts: Vec<String> = Vec::new();
         for (name, entry) in &self.entries {
@@ -194,14 +198,16 @@ impl Tensors {
                 .step_by(PIECE)
                 .map(|start| start..(start + PIECE).min(entry.range.end))
                 .collect();
-            parts.par_extend(pieces.into_par_iter().map(|piece| {
+            let hashes = pieces.into_par_iter().map(|piece| {
+                check_interrupt()?;
                 let hash = content_hash([&file[piece.clone()]]);
                 file.release(&piece);
-                hash
-            }));
+                Ok(hash)
+            });
+            parts.extend(hashes.collect::<Result<Vec<String>>>()?);
             file.release(&entry.range);
         }
-        content_hash(parts)
+        Ok(content_hash(parts))
     }
 }
 
@@ -298,6 +304,8 @@ impl WeightFile {
 
     /// The entry behind a canonical name, its full name and arrangement, marked as used.
     fn find(&mut self, name: &str, shape: &[usize]) -> Result<(String, Entry, super::family::Stored)> {
+        // Each tensor comes by here; a large model takes minutes.
+        check_interrupt()?;
         let place = self.tensors.files.first().map_or(Path::new("weights"), |(path, _)| path).to_path_buf();
         let found = self.stored(name).and_then(|(full, stored)| {
             let entry = self.tensors.entries.get(&full).cloned();

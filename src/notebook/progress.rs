@@ -46,6 +46,23 @@ impl Bars {
     pub fn on(screen: Arc<dyn Screen>) -> Self {
         Bars { screen, state: Mutex::default() }
     }
+
+    /// Forgets all tasks at the end of a cell: one that is kept in a variable is not finished, and would stand before all
+    /// later ones. What is on the screen stays as it is, but tells no time.
+    pub fn forget(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { mut tasks, shown, .. } = std::mem::take(&mut *state);
+        if let Some(mut outer) = shown.and_then(|id| tasks.remove(&id)) {
+            outer.finished = true;
+            let curve = outer.curve.as_ref().filter(|curve| curve.points.len() > 1);
+            self.screen.update(&rich(&outer, &[], curve), &id(&outer));
+        }
+    }
+}
+
+/// By which the display of an outermost task is replaced.
+fn id(outer: &Status) -> String {
+    format!("{PROGRESS_CLASS}-{}-{}", std::process::id(), outer.id)
 }
 
 impl Sink for Bars {
@@ -71,11 +88,10 @@ impl Sink for Bars {
             return;
         }
         let rich = if over { rich(&outer, &[], curve) } else { rich(&outer, &inner, curve) };
-        let id = format!("{PROGRESS_CLASS}-{}-{}", std::process::id(), outer.id);
         if begun {
-            self.screen.update(&rich, &id);
+            self.screen.update(&rich, &id(&outer));
         } else {
-            self.screen.show(&rich, Some(&id));
+            self.screen.show(&rich, Some(&id(&outer)));
         }
         state.drawn = (!over).then_some(outer.elapsed);
         state.shown = (!over).then_some(outer.id);
@@ -189,6 +205,24 @@ mod tests {
         }
         assert!(keep.0.lock().unwrap().is_empty());
         assert!(bars.state.lock().unwrap().tasks.is_empty());
+    }
+
+    /// A task kept in a variable of the notebook is never dropped.
+    #[test]
+    fn a_task_that_outlives_its_cell_hides_no_later_one() {
+        let keep = Arc::new(Keep::default());
+        let bars = Bars::on(keep.clone());
+        bars.show(&status(1, "kept", 10, 1000));
+        bars.forget();
+        bars.show(&status(2, "later", 20, 1000));
+        bars.show(&last(status(2, "later", 200, 1200)));
+        bars.forget();
+        bars.show(&last(status(1, "kept", 200, 9000)));
+        let shown = std::mem::take(&mut *keep.0.lock().unwrap());
+        let kinds: Vec<&str> = shown.iter().map(|(kind, ..)| *kind).collect();
+        assert_eq!(kinds, ["show", "update", "show", "update"]);
+        assert!(shown[1].2.contains("kept: 10/200 tokens</label>"), "{}", shown[1].2);
+        assert!(shown[2].2.contains("later: 20/200 tokens"), "{}", shown[2].2);
     }
 
     #[test]

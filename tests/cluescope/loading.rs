@@ -906,3 +906,25 @@ fn real_tokenizers_are_rebuilt_exactly() {
     }
     assert!(seen > 0, "no pairs in {}", folder.display());
 }
+
+/// Runs in a process of its own, started by the next test: an interrupt stops all work of a process.
+#[test]
+fn child_of_the_interrupted_loading() {
+    let Ok(folder) = std::env::var("CLUESCOPE_TEST_INTERRUPTED_LOADING") else { return };
+    cluescope::progress::interrupt();
+    println!("\nloading: {}", Model::load(&folder).unwrap_err());
+    println!("\ntokenizer: {}", Tokenizer::train_bpe(["one two"], 280).unwrap_err());
+}
+
+#[test]
+fn loading_and_learning_a_tokenizer_hear_an_interrupt() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "loading::child_of_the_interrupted_loading", "--nocapture"])
+        .env("CLUESCOPE_TEST_INTERRUPTED_LOADING", fixture("llama2"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for work in ["loading", "tokenizer"] {
+        assert!(said.contains(&format!("{work}: interrupted")), "{said}");
+    }
+}

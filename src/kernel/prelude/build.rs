@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use super::super::toolchain::Toolchain;
+use super::super::{analysis, compiler, interface};
 use super::{Crate, MANIFEST, Prelude, link_arguments};
 use crate::error::{Error, Result};
-use crate::kernel::toolchain::Toolchain;
-use crate::kernel::{analysis, compiler, interface};
 
 /// The command that builds the library.
 fn cargo(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Command {

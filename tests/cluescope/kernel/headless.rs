@@ -120,6 +120,67 @@ fn notebooks_run_compare_and_fail_where_they_should() {
 }
 
 #[test]
+fn what_is_wrong_is_said_and_no_old_output_stays() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path();
+    let notebook = folder.join("a.ipynb");
+    let shown = json!([{ "output_type": "stream", "name": "stdout", "text": ["of an earlier run"] }]);
+    let mut cells = [
+        code("let people = 2usize;", &["parameters"]),
+        code("println!(\"first\"); cluescope::kernel::child::clear_output(true); println!(\"second\");", &[]),
+        code("panic!(\"failing\")", &[]),
+        code("1", &[]),
+    ];
+    cells.iter_mut().for_each(|cell| (cell["outputs"], cell["execution_count"]) = (shown.clone(), 9.into()));
+    write(&notebook, &cells);
+    let before = std::fs::read(&notebook).unwrap();
+    let slip = run(&["a.ipynb", "--param", "peple=5"], folder);
+    let said = String::from_utf8_lossy(&slip.stderr).into_owned();
+    assert!(!slip.status.success() && said.contains("peple=5") && said.contains("declare: people"), "{said}");
+    assert_eq!(std::fs::read(&notebook).unwrap(), before, "nothing ran");
+    // Written in place, as far as it got.
+    assert_eq!(run(&["a.ipynb"], folder).status.code(), Some(1));
+    let made = read(&notebook);
+    assert_eq!(made["cells"][1]["outputs"][0]["text"], json!(["second\n"]));
+    assert_eq!(made["cells"][2]["outputs"][0]["ename"], "Panic");
+    assert_eq!(
+        (&made["cells"][3]["outputs"], &made["cells"][3]["execution_count"]),
+        (&json!([]), &Value::Null)
+    );
+}
+
+/// The container image and the release archive hold the bundled pair and every file that a notebook reads from the project.
+#[test]
+fn recipes_ship_what_notebooks_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let recipes = ["Dockerfile", ".github/workflows/release.yml"];
+    let texts = recipes.map(|name| std::fs::read_to_string(root.join(name)).unwrap());
+    let mut wanted = std::collections::BTreeSet::from([
+        "datasets/nano".to_owned(),
+        "share/cluescope".to_owned(),
+        "scripts/shipped.ipynb".to_owned(),
+    ]);
+    for entry in std::fs::read_dir(root.join("notebooks")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "ipynb") {
+            continue;
+        }
+        for cell in read(&path)["cells"].as_array().unwrap() {
+            let source: String =
+                cell["source"].as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
+            let files = source.split("\"../").skip(1).filter_map(|rest| rest.split('"').next());
+            wanted.extend(files.filter(|file| !file.starts_with("out/")).map(str::to_owned));
+        }
+    }
+    assert!(wanted.len() > 3, "the scan is broken: {wanted:?}");
+    for (name, text) in recipes.iter().zip(&texts) {
+        for file in &wanted {
+            assert!(text.contains(file), "{name} leaves out {file}");
+        }
+    }
+}
+
+#[test]
 fn ctrl_c_stops_the_cell_and_leaves_with_130() {
     let place = tempfile::tempdir().unwrap();
     write(

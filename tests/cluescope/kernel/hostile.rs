@@ -63,7 +63,7 @@ fn a_killed_process_of_cells_is_replaced_and_a_killed_kernel_takes_it_along() {
 struct Wire(TcpStream);
 
 impl Wire {
-    fn dealer(port: u16, identity: &str) -> Wire {
+    fn connect(port: u16, kind: &str, identity: &str) -> Wire {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut greeting = [0u8; 64];
@@ -72,7 +72,7 @@ impl Wire {
         stream.write_all(&greeting).unwrap();
         stream.read_exact(&mut greeting).unwrap();
         let mut ready = b"\x05READY".to_vec();
-        for (name, value) in [("Socket-Type", "DEALER"), ("Identity", identity)] {
+        for (name, value) in [("Socket-Type", kind), ("Identity", identity)] {
             ready.push(name.len() as u8);
             ready.extend(name.bytes());
             ready.extend((value.len() as u32).to_be_bytes());
@@ -97,6 +97,34 @@ impl Wire {
         }
         self.0.write_all(&bytes)
     }
+}
+
+/// A front end that stalls, as on a laptop that sleeps, costs the kernel no memory without bound.
+#[test]
+fn displays_nobody_reads_do_not_pile_up() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let port = kernel.info.iopub_port;
+        let mut stalled =
+            tokio::task::spawn_blocking(move || Wire::connect(port, "SUB", "stalled")).await.unwrap();
+        // Subscribes to all, and never reads.
+        stalled.send(&[vec![1]]).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let code = "let picture = serde_json::json!({ \"text/html\": \"x\".repeat(1 << 20) });\n\
+                    for _ in 0..300 { cluescope::kernel::child::display(&picture, Some(\"curve\")); }";
+        let shown = kernel.run(code).await.good();
+        let notes =
+            shown.of("display_data").filter(|c| c["data"]["text/plain"].to_string().contains("unread"));
+        let notes = notes.count();
+        assert_eq!(shown.of("display_data").count(), 300);
+        assert!((150..290).contains(&notes), "{notes} of 300 pictures were replaced by a note");
+        drop(stalled);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let code = "cluescope::kernel::child::display(&serde_json::json!({ \"text/html\": \"y\" }), None);";
+        let shown = kernel.run(code).await.good();
+        assert_eq!(shown.of("display_data").next().unwrap()["data"]["text/html"], "y", "all is well again");
+        kernel.stop().await;
+    });
 }
 
 /// HMAC-SHA256 in hexadecimal, as Jupyter signs.
@@ -151,11 +179,11 @@ fn ten_thousand_malformed_messages() {
             (kernel.info.shell_port, kernel.info.control_port, kernel.info.key.clone());
         tokio::task::spawn_blocking(move || {
             for (port, name) in [(shell, "stranger-a"), (control, "stranger-b")] {
-                let mut wire = Wire::dealer(port, name);
+                let mut wire = Wire::connect(port, "DEALER", name);
                 for number in 0..5000 {
                     if wire.send(&malformed(number, &key)).is_err() {
                         // The kernel may hang up on nonsense; a stranger calls again.
-                        wire = Wire::dealer(port, &format!("{name}-{number}"));
+                        wire = Wire::connect(port, "DEALER", &format!("{name}-{number}"));
                     }
                 }
             }

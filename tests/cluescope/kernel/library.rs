@@ -54,6 +54,35 @@ fn a_bar_moves_and_what_stays_tells_no_time() {
     });
 }
 
+/// As in the type's own example: the task is a variable of the notebook and never dropped.
+#[test]
+fn a_task_kept_in_a_variable_hides_no_later_one() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let walk = |name: &str| {
+            format!(
+                "let {name} = cluescope::progress::Progress::start(\"{name}\", 20, \"steps\");\n\
+                 for _ in 0..20 {{ {name}.advance(1)?; std::thread::sleep(std::time::Duration::from_millis(50)); }}"
+            )
+        };
+        for name in ["first", "second"] {
+            let outcome = kernel.run(&walk(name)).await.good();
+            let (shown, updates) = bars(&outcome);
+            assert_eq!(shown.len(), 1, "{name}: {outcome:#?}");
+            assert!(shown[0].contains(name), "{}", shown[0]);
+            let last = updates.last().unwrap();
+            assert!(last.contains(&format!("{name}: 20/20 steps</label>")), "{last}");
+        }
+        // The library is at work again, and has longer than other code to hear of an interrupt.
+        let slow = "let third = cluescope::progress::Progress::start(\"third\", 2, \"steps\");\n\
+                    for _ in 0..2 { std::thread::sleep(std::time::Duration::from_secs(8)); third.advance(1)?; }";
+        let seconds = kernel.interrupted_after(slow, Duration::from_millis(500)).await;
+        assert!(seconds > 5.0, "stopped after {seconds} s");
+        assert_eq!(kernel.run("first.advance(0).is_ok()").await.good().result(), "true");
+        kernel.stop().await;
+    });
+}
+
 #[test]
 fn training_draws_its_loss() {
     wait(async {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use jupyter_protocol::{
     CommInfoRequest, CompleteRequest, ConnectionInfo, ExecuteRequest, HistoryRequest, InputReply,
-    InspectRequest, IsCompleteRequest, JupyterMessage, JupyterMessageContent as Content,
+    InspectRequest, InterruptRequest, IsCompleteRequest, JupyterMessage, JupyterMessageContent as Content,
+    ShutdownRequest,
 };
 use jupyter_zmq_client as zmq;
 use serde_json::json;
@@ -215,6 +216,100 @@ fn requests_other_than_cells() {
 }
 
 #[test]
+fn text_comes_in_the_order_in_which_a_cell_writes_it() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let code = "for n in 0..50 { println!(\"out {n}\"); eprintln!(\"err {}\", n); eprint!(\"more {n}\\n\"); }\n\
+                    let kept = dbg!(1 + 1);";
+        let text = kernel.run(code).await.good();
+        let all: String = text.of("stream").map(|c| c["text"].as_str().unwrap()).collect();
+        let wanted: String = (0..50).map(|n| format!("out {n}\nerr {n}\nmore {n}\n")).collect();
+        assert_eq!(all, wanted + "[cell] 1 + 1 = 2\n");
+        assert_eq!(text.of("stream").last().unwrap()["name"], "stderr");
+        assert_eq!(kernel.run("kept").await.good().result(), "2");
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_animation_leaves_its_last_frame() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        let code = "use cluescope::kernel::child::{clear_output, display};\n\
+                    for n in 0..3 {\n    display(&serde_json::json!({ \"text/plain\": n.to_string() }), None);\n    \
+                    std::thread::sleep(std::time::Duration::from_millis(100));\n    clear_output(true);\n}";
+        let shown = kernel.run(code).await.good();
+        let kinds: Vec<&str> = shown.shown.iter().skip(1).map(|(kind, _)| kind.as_str()).collect();
+        assert_eq!(kinds, ["display_data", "clear_output"].repeat(3));
+        let code = "fn show() { cluescope::kernel::child::display(&serde_json::json!({ \"text/plain\": \"a\" }), None) }\nshow()";
+        let shown = kernel.run(code).await.good();
+        assert_eq!((shown.of("display_data").count(), shown.of("execute_result").count()), (1, 0));
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_answer_to_a_question_that_was_given_up_is_none_to_the_next() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        kernel.run("use cluescope::kernel::child::input;").await.good();
+        let ask = |prompt: &str| {
+            let code = format!(
+                "let text = input(\"{prompt}\", false);\ncluescope::progress::check_interrupt()?;\ntext"
+            );
+            let request = ExecuteRequest { allow_stdin: true, ..ExecuteRequest::new(code) };
+            JupyterMessage::new(request, None)
+        };
+        let reply = |text: &str, question: Option<&JupyterMessage>| {
+            let reply = InputReply { value: text.into(), ..InputReply::default() };
+            JupyterMessage::new(reply, question).with_zmq_identities(vec![])
+        };
+        let first = ask("first?");
+        let id = first.header.msg_id.clone();
+        kernel.shell.send(first).await.unwrap();
+        let question = kernel.stdin.read().await.unwrap();
+        kernel.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();
+        kernel.control.read().await.unwrap();
+        assert_eq!(kernel.outcome(&id).await.failed().reply["ename"], "Interrupted");
+        // Some clients say what they answer, some do not.
+        kernel.stdin.send(reply("late", Some(&question))).await.unwrap();
+        kernel.stdin.send(reply("late too", None)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for named in [true, false] {
+            let second = ask("second?");
+            let id = second.header.msg_id.clone();
+            kernel.shell.send(second).await.unwrap();
+            let asked = kernel.stdin.read().await.unwrap();
+            kernel.stdin.send(reply("late again", Some(&question))).await.unwrap();
+            kernel.stdin.send(reply("right", named.then_some(&asked))).await.unwrap();
+            assert_eq!(kernel.outcome(&id).await.good().result(), "\"right\"");
+        }
+        kernel.stop().await;
+    });
+}
+
+#[test]
+fn an_interrupt_reaches_a_cell_that_waits_behind_a_completion() {
+    wait(async {
+        let mut kernel = Client::start().await;
+        for _ in 0..30 {
+            let complete = CompleteRequest { code: "std::collections::".into(), cursor_pos: 18 };
+            kernel.shell.send(JupyterMessage::new(complete, None)).await.unwrap();
+        }
+        let code = "std::thread::sleep(std::time::Duration::from_secs(2)); 5";
+        let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
+        let id = request.header.msg_id.clone();
+        kernel.shell.send(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        kernel.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();
+        kernel.control.read().await.unwrap();
+        assert_eq!(kernel.outcome(&id).await.failed().reply["ename"], "Interrupted");
+        assert_eq!(kernel.run("1 + 1").await.good().result(), "2", "later cells run");
+        kernel.stop().await;
+    });
+}
+
+#[test]
 fn what_is_not_signed_is_not_heard() {
     wait(async {
         let mut kernel = Client::start().await;
@@ -231,6 +326,30 @@ fn what_is_not_signed_is_not_heard() {
         assert_eq!(kernel.run("1 + 1").await.good().result(), "2");
         let heard = tokio::time::timeout(Duration::from_millis(300), stranger.read()).await;
         assert!(heard.is_err(), "an unsigned request was answered");
+        let mut stranger = zmq::create_client_control_connection(&other, "stranger").await.unwrap();
+        for request in [Content::from(ShutdownRequest { restart: false }), InterruptRequest {}.into()] {
+            stranger.send(JupyterMessage::new(request, None)).await.unwrap();
+        }
+        let heard = tokio::time::timeout(Duration::from_millis(300), stranger.read()).await;
+        assert!(heard.is_err(), "an unsigned request was answered");
+        // The answer of a stranger, and then that of the person asked.
+        let code = "cluescope::kernel::child::input(\"name? \", false)".into();
+        let request =
+            JupyterMessage::new(ExecuteRequest { allow_stdin: true, ..ExecuteRequest::new(code) }, None);
+        let id = request.header.msg_id.clone();
+        kernel.shell.send(request).await.unwrap();
+        let question = kernel.stdin.read().await.unwrap();
+        let identity = zmq::peer_identity_for_session("stranger").unwrap();
+        let mut stranger =
+            zmq::create_client_stdin_connection_with_identity(&other, "stranger", identity).await.unwrap();
+        let reply = |text: &str| {
+            let reply = InputReply { value: text.into(), ..InputReply::default() };
+            JupyterMessage::new(reply, Some(&question)).with_zmq_identities(vec![])
+        };
+        stranger.send(reply("Mallory")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        kernel.stdin.send(reply("Ada")).await.unwrap();
+        assert_eq!(kernel.outcome(&id).await.good().result(), "\"Ada\"");
         kernel.stop().await;
     });
 }
