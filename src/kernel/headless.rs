@@ -461,11 +461,10 @@ mod tests {
         collect.outputs().begin();
         let picture = |n: usize| {
             let data = Map::from_iter([("image/svg+xml".to_owned(), Value::from(format!("<svg>{n}</svg>")))]);
-            let transient = Some(jupyter_protocol::Transient { display_id: Some("curve".into()) });
             jupyter_protocol::UpdateDisplayData {
                 data: output::media(data),
                 metadata: Map::new(),
-                transient: transient.unwrap_or_default(),
+                transient: jupyter_protocol::Transient { display_id: Some("curve".into()) },
             }
         };
         let shown = jupyter_protocol::DisplayData {
