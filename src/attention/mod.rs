@@ -43,6 +43,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use options::{Aggregation, Attend, Cache, Heads, Per, Probes};
+pub(crate) use prepare::tokens_of;
 pub use probe::probe_position;
 pub use streamed::StreamEstimate;
 

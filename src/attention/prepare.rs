@@ -64,6 +64,16 @@ impl Prepared {
     }
 }
 
+/// Vocabulary indices and characters of the tokens that `options` report of `document`.
+pub(crate) fn tokens_of(
+    tokenizer: &Tokenizer,
+    document: &Document,
+    options: &Attend,
+) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    let prepared = Prepared::new(tokenizer, document, options, usize::MAX)?;
+    Ok((prepared.ids(), prepared.offsets))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -206,6 +206,7 @@ fn run(
                 None => {
                     let of_text = captured.next().unwrap_or_default();
                     let text = gather(document, prepared, &of_text, options, shape);
+                    refuse_what_is_not_finite(model.name(), &text)?;
                     if let Some(key) = key {
                         cache.put(&key, &text);
                     }
@@ -219,6 +220,19 @@ fn run(
         progress.advance(remembered as u64)?;
     }
     Ok(())
+}
+
+/// A damaged weight or an overflow: the numbers would go into files as null and fail whoever reads them.
+fn refuse_what_is_not_finite(model: &str, text: &AttendedText) -> Result<()> {
+    let mut weights = text.received.iter().chain(text.probe.values().flat_map(|probe| &probe.weights));
+    if weights.all(|weight| weight.is_finite()) {
+        return Ok(());
+    }
+    let message = format!(
+        "its attention on text {} holds numbers that are not finite; the weights are damaged, or too large for this arithmetic",
+        text.id
+    );
+    Err(Error::model(model, message))
 }
 
 /// Runs the model over all stretches of `texts`; one list of captures a text.

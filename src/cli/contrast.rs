@@ -104,8 +104,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !(args.beta >= 0.0 && args.beta.is_finite()) {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
+    let kind = args.out.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    if kind != "jsonl" {
+        let expected = "a file whose name ends in .jsonl, what a contrast is written as";
+        return Err(cluescope::Error::option("--out", args.out.display(), expected).into());
+    }
     args.device.choose()?;
     let corpus = Corpus::read(&args.corpus)?;
+    let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
+    if args.heads_html.is_some() && !known(&args.fact) {
+        return Err(without_fact(&args.fact).into());
+    }
     let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
     if let Some(path) = &args.heads_html {
         heads_page(&contrast, &args.fact)?.write(path)?;
@@ -162,12 +171,14 @@ fn options(args: &Args) -> anyhow::Result<Contrasting> {
     Ok(options)
 }
 
+fn without_fact(fact: &str) -> cluescope::Error {
+    cluescope::Error::option("--fact", fact, "a fact marked in at least one text, for --heads-html")
+}
+
 /// Both models' heads, and the first text with the fact below each.
 fn heads_page(contrast: &Contrast, fact: &str) -> anyhow::Result<Page> {
     let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == fact));
-    let text = marked.ok_or_else(|| {
-        cluescope::Error::option("--fact", fact, "a fact marked in at least one text, for --heads-html")
-    })?;
+    let text = marked.ok_or_else(|| without_fact(fact))?;
     let mut page = Page::new("Where the heads look").provenance(contrast.provenance.clone());
     for (role, attended) in [("small", contrast.of_small()), ("large", contrast.of_large())] {
         let picture = HeadsPicture::new(&attended, &text.id, fact)?;

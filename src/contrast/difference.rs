@@ -125,7 +125,7 @@ pub(super) fn between(
     small: &Side,
     options: &Contrasting,
 ) -> Result<Contrast> {
-    let aligned = !token_by_token(documents, large, small, options.onto.as_ref())?;
+    let aligned = !token_by_token(documents, large, small, options)?;
     let target = options.onto.as_ref().unwrap_or(&small.tokenizer);
     let mut texts = Vec::with_capacity(documents.len());
     for (number, document) in documents.iter().enumerate() {
@@ -212,11 +212,7 @@ impl Target<'_> {
                 let rows: Vec<&ProbeContrast> = fields.iter().filter_map(|f| probe.get(f)).collect();
                 if rows.is_empty() {
                     // Scores of zero would rank its tokens by their place, unnoticed.
-                    let expected = format!(
-                        "text {:?} has no such probe: the fact is not marked in it, or no token stands before it; leave the text out or follow another guide",
-                        document.id
-                    );
-                    return Err(Error::option("guide", guide.describe(), expected));
+                    return Err(guide.missing(&document.id));
                 }
                 let mean = |of: fn(&ProbeContrast) -> &[f32]| mean_rows(&rows, of, self.offsets.len());
                 (mean(|p| &p.large), mean(|p| &p.small))

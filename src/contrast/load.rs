@@ -39,6 +39,7 @@ pub fn contrast_sources(
     corpus: &Corpus,
     options: &Contrasting,
 ) -> Result<Contrast> {
+    options.check(&corpus.documents)?;
     let side = |source: &str, heads| {
         let model = load_model(source)?;
         Side::measure(&model, &corpus.documents, &options.attend_with(heads))

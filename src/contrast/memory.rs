@@ -5,13 +5,14 @@ use std::path::Path;
 use super::pair::KnownPair;
 use crate::error::{Error, Result};
 use crate::files::extension;
+use crate::memory::available;
 use crate::model::Hub;
 
 /// Refuses a pair whose weights do not fit into this machine's free memory together, before either is loaded. Weights are
 /// held in the type of their files, so their size is that of the files. Where the system does not say
 /// how much is free, nothing is refused.
 pub(super) fn both_fit(pair: &KnownPair) -> Result<()> {
-    let Some(free) = free_bytes() else { return Ok(()) };
+    let Some(free) = available() else { return Ok(()) };
     let hub = Hub::from_env();
     let size = |source: &str| weight_bytes(&hub.fetch(source)?);
     refuse(pair, size(pair.small)?, size(pair.large)?, free)
@@ -53,18 +54,6 @@ fn weight_bytes(path: &Path) -> Result<u64> {
     Ok(sum)
 }
 
-/// Memory that can be had without swapping, where the system says so.
-fn free_bytes() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    available(&info)
-}
-
-/// The line `MemAvailable:   123 kB`.
-fn available(info: &str) -> Option<u64> {
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,11 +85,5 @@ mod tests {
         assert_eq!(weight_bytes(folder.path()).unwrap(), 17);
         assert_eq!(weight_bytes(&folder.path().join("tokenizer.json")).unwrap(), 100);
         assert!(weight_bytes(&folder.path().join("none.gguf")).is_err());
-    }
-
-    #[test]
-    fn free_memory_is_read_from_the_systems_table() {
-        assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    21 kB\n"), Some(21 * 1024));
-        assert_eq!(available("MemTotal:  9 kB\n"), None);
     }
 }

@@ -1,6 +1,8 @@
 //! What is compared, and how.
 
 use crate::attention::{Aggregation, Attend, Cache, Heads, Per, Probes};
+use crate::corpus::Document;
+use crate::error::{Error, Result};
 use crate::tokens::Tokenizer;
 
 /// Which attention decides what is a clue.
@@ -20,6 +22,14 @@ impl Guide {
             Guide::Received => "received".into(),
             Guide::Probe(fields) => format!("probe {}", fields.join(",")),
         }
+    }
+
+    /// That the text `id` has none of the probes asked for.
+    pub(super) fn missing(&self, id: &str) -> Error {
+        let expected = format!(
+            "text {id:?} has no such probe: the fact is not marked in it, or no token stands before it; leave the text out or follow another guide"
+        );
+        Error::option("guide", self.describe(), expected)
     }
 }
 
@@ -133,6 +143,13 @@ impl Contrasting {
     pub fn command(mut self, command: impl Into<String>) -> Self {
         self.command = command.into();
         self
+    }
+
+    /// Refuses texts that cannot have the guide asked for, before a model is loaded for them.
+    pub(super) fn check(&self, documents: &[Document]) -> Result<()> {
+        let Guide::Probe(fields) = &self.guide else { return Ok(()) };
+        let lacks = |d: &&Document| !d.spans.iter().any(|span| fields.contains(&span.field));
+        documents.iter().find(lacks).map_or(Ok(()), |document| Err(self.guide.missing(&document.id)))
     }
 
     /// The options for one model.

@@ -2,7 +2,7 @@
 
 use super::difference::{Contrast, ContrastText, ProbeContrast};
 use super::options::Contrasting;
-use crate::attention::{Attend, Attended, AttendedText, Per, ProbeRow};
+use crate::attention::{Attend, Attended, AttendedText, Per, ProbeRow, tokens_of};
 use crate::corpus::Document;
 use crate::error::Result;
 use crate::model::Model;
@@ -28,16 +28,19 @@ pub(super) fn token_by_token(
     documents: &[Document],
     large: &Side,
     small: &Side,
-    onto: Option<&Tokenizer>,
+    options: &Contrasting,
 ) -> Result<bool> {
     let pairs = large.attended.texts.iter().zip(&small.attended.texts);
     if pairs.into_iter().any(|(a, b)| a.ids != b.ids || a.offsets != b.offsets) {
         return Ok(false);
     }
-    let Some(onto) = onto.filter(|onto| onto.hash() != small.tokenizer.hash()) else { return Ok(true) };
+    let Some(onto) = options.onto.as_ref().filter(|onto| onto.hash() != small.tokenizer.hash()) else {
+        return Ok(true);
+    };
     for (document, text) in documents.iter().zip(&small.attended.texts) {
-        let encoding = onto.encode(&document.text)?;
-        if encoding.ids != text.ids || encoding.offsets != text.offsets {
+        // Read as the models read it, prefix included.
+        let (ids, offsets) = tokens_of(onto, document, &options.attend)?;
+        if ids != text.ids || offsets != text.offsets {
             return Ok(false);
         }
     }

@@ -14,6 +14,9 @@ use candle_core::quantized::GgmlDType;
 use super::weights::{Entry, Kind};
 use crate::error::{Error, Result};
 
+/// Entries of a list that room is made for at once; a damaged count may promise as many as the file has bytes.
+const RESERVE: usize = 1 << 16;
+
 /// The tensor types that are read, by their GGUF names.
 pub const GGUF_TYPES: [&str; 13] =
     ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"];
@@ -308,7 +311,7 @@ impl<'a> Cursor<'a> {
             return Err(self.bad(key, message));
         }
         if kind == 8 {
-            let mut list = Vec::with_capacity(count);
+            let mut list = Vec::with_capacity(count.min(RESERVE));
             for _ in 0..count {
                 list.push(self.text(key)?);
             }
@@ -324,7 +327,7 @@ impl<'a> Cursor<'a> {
             }
             return Ok(Value::Nested);
         }
-        let mut list = Vec::with_capacity(count);
+        let mut list = Vec::with_capacity(count.min(RESERVE));
         for _ in 0..count {
             list.push(match self.value(key, kind, depth)? {
                 Value::Int(n) => n as f64,

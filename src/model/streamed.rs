@@ -131,7 +131,9 @@ impl Streamed {
             let rope = Rope::of_layer(c, layer).map(Arc::new);
             let block = {
                 let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-                Block::load(c, &mut *weights, layer, rope)?
+                let block = Block::load(c, &mut *weights, layer, rope)?;
+                weights.finish_layer(layer)?;
+                block
             };
             for (index, (batch, _)) in batches.iter().enumerate() {
                 check_interrupt()?;

@@ -449,8 +449,21 @@ impl WeightFile {
     /// # Errors
     /// [`Error::Format`] naming the first of them.
     pub(crate) fn finish(&self) -> Result<()> {
+        self.none_left(|_| true)
+    }
+
+    /// [`WeightFile::finish`] for the weights of one block, once it has been read.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn finish_layer(&self, layer: usize) -> Result<()> {
+        // `model.layers.3.…`, `blk.3.…`, `h.3.…`: the first number is the block's.
+        self.none_left(|name| name.split('.').find_map(|part| part.parse().ok()) == Some(layer))
+    }
+
+    fn none_left(&self, among: impl Fn(&str) -> bool) -> Result<()> {
         let mut surplus = self.tensors.entries.iter().filter(|(name, _)| {
-            !self.used.contains(*name) && !self.family.ignorable(self.form, name, &self.config)
+            among(name) && !self.used.contains(*name) && !self.family.ignorable(self.form, name, &self.config)
         });
         let Some((name, entry)) = surplus.next() else { return Ok(()) };
         let more = surplus.count();

@@ -4,7 +4,7 @@
 //! small (Figure 3). A stacked bar for each of the first ten ranks shows, over all texts, what stood there: a token of the
 //! name, of another fact, the start token, or a plain word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::html::escape;
@@ -270,16 +270,10 @@ impl ProbeFigure {
     /// What part `part` of a bar is filled with; `figure` names the figure's patterns.
     fn colour(&self, part: usize, figure: &str) -> String {
         match &self.kinds[part] {
-            Kind::Field(field) => match field.as_str() {
-                "name" => "#d55e00",
-                "date" => "#56b4e9",
-                "city" => "#009e73",
-                "university" => "#f0e442",
-                "major" => "#cc79a7",
-                "company" => "#0072b2",
-                _ => FIELDS[part % FIELDS.len()],
+            Kind::Field(field) => {
+                let named = NAMED.iter().find(|(name, _)| name == field).map(|(_, colour)| *colour);
+                named.unwrap_or_else(|| self.spare(part)).into()
             }
-            .into(),
             Kind::Start => "#333333".into(),
             Kind::Other => format!("url(#cs-{figure}-other)"),
             Kind::Word(_) => {
@@ -287,6 +281,18 @@ impl ProbeFigure {
                 format!("url(#cs-{figure}-{})", (part - first) % WORDS)
             }
         }
+    }
+
+    /// A colour for a field that the paper does not have: one that no field of the figure has by name, as long as there are any.
+    fn spare(&self, part: usize) -> &'static str {
+        let named = |field: &str| NAMED.iter().find(|(name, _)| *name == field).map(|(_, colour)| *colour);
+        let fields =
+            || self.kinds.iter().filter_map(|k| if let Kind::Field(f) = k { Some(f.as_str()) } else { None });
+        let taken: Vec<&str> = fields().filter_map(named).collect();
+        let free: Vec<&str> = NAMED.iter().map(|(_, c)| *c).filter(|c| !taken.contains(c)).collect();
+        let before = self.kinds[..part].iter();
+        let nth = before.filter(|k| matches!(k, Kind::Field(f) if named(f).is_none())).count();
+        free.get(nth % free.len().max(1)).copied().unwrap_or(NAMED[nth % NAMED.len()].1)
     }
 
     /// Letters that can be read on part `part`.
@@ -299,8 +305,15 @@ impl ProbeFigure {
     }
 }
 
-/// Okabe and Ito's palette, for fields the biographies do not have.
-const FIELDS: [&str; 6] = ["#d55e00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#0072b2"];
+/// Okabe and Ito's palette, each colour with the field of the biographies that it stands for.
+const NAMED: [(&str, &str); 6] = [
+    ("name", "#d55e00"),
+    ("date", "#56b4e9"),
+    ("city", "#009e73"),
+    ("university", "#f0e442"),
+    ("major", "#cc79a7"),
+    ("company", "#0072b2"),
+];
 
 /// Words are greys told apart by what is drawn on them, since greys alone look alike: plain, hatched both ways, dotted,
 /// barred, each on two grounds. The strokes are pale enough for letters.
@@ -361,14 +374,19 @@ impl Contrast {
         let mut page = Page::new("What the token before a fact attends to")
             .lead("For each text the tokens before a fact are ranked by attention; a bar shows what kind of token held that rank, over all texts.")
             .provenance(self.provenance.clone());
+        let mut files = BTreeSet::new();
         for field in field_order(self) {
             if !self.texts.iter().any(|t| t.probe.contains_key(&field)) {
                 continue;
             }
+            // Two fields must not share a file, also where it is the same in capitals.
+            let plain = file_name(&field);
+            let names = std::iter::once(plain.clone()).chain((2..).map(|n| format!("{plain}-{n}")));
+            let file = names.into_iter().find(|name| files.insert(name.to_lowercase())).unwrap_or(plain);
             let mut section = Section::new(format!("Before {}", tame(&field)));
             for (row, name) in Row::ALL.into_iter().zip(["small", "large", "difference"]) {
                 let figure = ProbeFigure::new(self, &field, row)?;
-                let path = folder.join(format!("probe-{}-{name}.svg", file_name(&field)));
+                let path = folder.join(format!("probe-{file}-{name}.svg"));
                 let svg = figure.svg();
                 write_text(&path, &svg)?;
                 written.push(path);

@@ -3,6 +3,7 @@
 use polars::prelude::{AnyValue, DataFrame};
 
 use super::escape;
+use super::picture::tame;
 use crate::error::{Error, Result};
 
 /// A table of finished texts.
@@ -136,7 +137,8 @@ impl Table {
 impl std::fmt::Display for Table {
     /// Aligned columns for terminals; line breaks in cells become blanks.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let flat = |text: &String| text.replace(['\n', '\r', '\t'], " ");
+        // Fields, answers and names may come from anywhere.
+        let flat = |text: &String| tame(&text.replace(['\n', '\r', '\t'], " "));
         let numeric = self.numeric();
         let columns: Vec<String> = self.columns.iter().map(flat).collect();
         let rows: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().map(flat).collect()).collect();
@@ -215,6 +217,13 @@ mod tests {
         );
         let html = table.html();
         assert!(html.contains("<th scope=\"row\">&lt;b&gt;</th><td class=\"n\">1</td>"), "{html}");
+    }
+
+    #[test]
+    fn what_cells_hold_cannot_drive_a_terminal() {
+        let mut table = Table::new(["probe"]);
+        table.push(["\u{1b}[2Jcity"]).unwrap();
+        assert!(table.to_string().contains("[U+001B][2Jcity"), "{table}");
     }
 
     #[test]

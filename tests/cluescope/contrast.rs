@@ -213,6 +213,21 @@ fn the_prefix_is_read_and_cut_away() {
 }
 
 #[test]
+fn the_students_tokens_are_the_pairs_own_under_another_hash_and_with_a_prefix_too() {
+    let pair = pair(256);
+    // The same tokenizer, written otherwise.
+    let json: Value = serde_json::from_str(&pair.small.tokenizer().to_json().unwrap()).unwrap();
+    let twin = Tokenizer::from_json("twin", serde_json::to_string_pretty(&json).unwrap().as_bytes()).unwrap();
+    assert_ne!(twin.hash(), pair.small.tokenizer().hash());
+    for prefix in ["", "Text: "] {
+        let options = Contrasting::new().cache(Cache::Off).prefix(prefix);
+        let own = pair.contrast_with(&people(), &options).unwrap();
+        let onto = pair.contrast_with(&people(), &options.onto(&twin)).unwrap();
+        assert_eq!(own.texts, onto.texts, "prefix {prefix:?}");
+    }
+}
+
+#[test]
 fn the_released_scripts_ladder_has_no_difference() {
     let pair = pair(256);
     let options = Contrasting::new().cache(Cache::Off).aggregation(Aggregation::AsReleased);

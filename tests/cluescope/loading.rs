@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{DType, Device, Tensor};
-use cluescope::model::{Batch, Capture, Logits, Model, Want};
+use cluescope::attention::{Attend, Cache};
+use cluescope::model::{Batch, Capture, Logits, Model, Streamed, Want};
 use cluescope::tokens::Tokenizer;
 use serde_json::{Value, json};
 
@@ -58,6 +59,40 @@ fn unsupported_models_are_refused_by_name_and_reason() {
     for (class, reason) in cases {
         edit(&folder.path().join("config.json"), |c| c["architectures"] = json!([class]));
         assert_says(&refused(folder.path()), &[class, reason, "supported are Llama"]);
+    }
+}
+
+/// What one text's attention by a model of this folder ends in, read whole or from disk block by block.
+fn attention_fails(folder: &Path, streamed: bool) -> String {
+    let (source, people) = (folder.to_str().unwrap(), crate::contrast::people());
+    let options = Attend::new().cache(Cache::Off);
+    let attended = if streamed {
+        Streamed::open(source).unwrap().attend(&people.documents, &options)
+    } else {
+        Model::load(source).unwrap().attend(&people.documents, &options)
+    };
+    attended.unwrap_err().to_string()
+}
+
+#[test]
+fn weights_left_over_are_named_where_blocks_are_read_one_by_one_too() {
+    let folder = copy("llama2");
+    reweigh(folder.path(), |t| {
+        let extra = Tensor::zeros(32, DType::F32, &Device::Cpu).unwrap();
+        drop(t.insert("model.layers.1.self_attn.q_proj.bias".into(), extra))
+    });
+    assert_says(&attention_fails(folder.path(), true), &["model.layers.1.self_attn.q_proj.bias", "surplus"]);
+}
+
+#[test]
+fn attention_that_is_no_number_is_refused() {
+    let folder = copy("llama2");
+    reweigh(folder.path(), |t| {
+        let weight = t.get_mut("model.layers.0.self_attn.q_proj.weight").unwrap();
+        *weight = (&*weight * f64::NAN).unwrap();
+    });
+    for streamed in [false, true] {
+        assert_says(&attention_fails(folder.path(), streamed), &["text Ann", "not finite"]);
     }
 }
 

@@ -33,6 +33,16 @@ fn figures_count_every_text_once_a_rank() {
         .filter(|p| p.small.iter().all(|&w| w <= p.small[0]));
     assert_eq!(figure.counts[0][start], first.count());
     assert_eq!(figure.table().len(), 10);
+    // A field that the paper does not have takes no colour of one that it has.
+    let mut titled = contrast.clone();
+    for span in titled.texts.iter_mut().flat_map(|t| &mut t.spans).filter(|s| s.field == "city") {
+        span.field = "title".into();
+    }
+    let figure = ProbeFigure::new(&titled, "company", Row::Small).unwrap();
+    let named = figure.kinds.iter().filter(|k| matches!(k, Kind::Field(_))).count();
+    let svg = figure.svg();
+    let colours = ["#d55e00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#0072b2"];
+    assert!(named > 1 && colours.iter().filter(|c| svg.contains(**c)).count() == named, "{named}: {svg}");
     let message = ProbeFigure::new(&contrast, "date", Row::Small).unwrap_err().to_string();
     assert!(message.contains("date"), "{message}");
     let folder = tempfile::tempdir().unwrap();

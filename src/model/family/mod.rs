@@ -201,7 +201,9 @@ impl Family {
     pub(crate) fn read_gguf(model: &str, header: &Header<'_>) -> Result<(Family, DecoderConfig)> {
         let architecture =
             header.need("general.architecture", header.text("general.architecture")?)?.to_owned();
-        let found = Family::ALL.into_iter().find(|family| family.names().2 == architecture);
+        let found = Family::ALL
+            .into_iter()
+            .find(|family| !architecture.is_empty() && family.names().2 == architecture);
         let Some(family) = found else { return Err(refuse(model, &architecture)) };
         if header.count(&format!("{architecture}.expert_count"))?.unwrap_or(0) > 0 {
             return Err(refuse(model, &format!("{architecture} with experts (MoE)")));
