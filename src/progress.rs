@@ -141,7 +141,7 @@ impl Status {
 
 /// Where progress is shown.
 pub trait Sink: Send + Sync {
-    /// Called at the start, at most about ten times a second while running, and once finished.
+    /// Called at the start, at most about ten times a second while running, when all units are done, and once finished.
     fn show(&self, status: &Status);
 }
 
@@ -244,7 +244,11 @@ impl Progress {
     /// # Errors
     /// [`Error::Interrupted`] when the user asked to stop.
     pub fn advance(&self, n: u64) -> Result<()> {
-        self.done.fetch_add(n, Ordering::Relaxed);
+        let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
+        if n > 0 && done == self.total {
+            // Shown even if the last time was a moment ago: a task kept in a variable has no other end.
+            self.state().shown = None;
+        }
         self.show(false);
         check_interrupt()
     }
@@ -403,6 +407,14 @@ mod tests {
         // One of the two was done before this run: it took no time.
         let resumed = Status { earlier: 1, memory: None, ..status };
         assert_eq!(resumed.pace(), "2.0 s, 0.5/s, 750 tokens/s, 2 s left");
+    }
+
+    #[test]
+    fn the_last_unit_is_shown_though_the_task_goes_on() {
+        let (progress, keep) = task(3);
+        (0..3).for_each(|_| progress.advance(1).unwrap());
+        let shown: Vec<(u64, bool)> = keep.0.lock().unwrap().iter().map(|s| (s.done, s.finished)).collect();
+        assert_eq!(shown, [(1, false), (3, false)], "the second came too soon after the first");
     }
 
     #[test]

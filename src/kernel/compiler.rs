@@ -309,8 +309,7 @@ fn cell_source(source: &str) -> String {
     for name in ["eprint", "eprintln", "dbg"] {
         let imported = |line: &str| line.trim_start().starts_with("use ") && line.contains(name);
         let defined = format!("macro_rules! {name} ");
-        if source.contains(&format!("{name}!")) && !source.contains(&defined) && !source.lines().any(imported)
-        {
+        if text.contains(&format!("{name}!")) && !source.contains(&defined) && !source.lines().any(imported) {
             text.push_str(&format!(
                 "\n#[allow(unused_imports)]\nuse ::cluescope::__cell_{name} as {name};\n"
             ));

@@ -146,14 +146,13 @@ impl Publish for Outlets {
 impl Outlets {
     /// Does not wait for the cell to end.
     fn interrupt(&self) {
-        match self.handle.get().cloned() {
-            Some(handle) => {
-                if !handle.is_running() {
-                    self.turns.stop();
-                }
-                // A cell that began since is running now, or sees that it is stopped.
-                drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE)));
-            }
+        let handle = self.handle.get().cloned();
+        if handle.as_ref().is_none_or(|handle| !handle.is_running()) {
+            self.turns.stop();
+        }
+        match handle {
+            // A cell that began since is running now, or sees that it is stopped.
+            Some(handle) => drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE))),
             None => self.given_up.notify_waiters(),
         }
     }

@@ -70,6 +70,8 @@ struct Shared {
     working: AtomicBool,
     /// Number of the running cell; 0 between cells.
     running: AtomicU64,
+    /// The engine's own first cells have run; what they show is nobody's.
+    started: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -237,6 +239,7 @@ impl Session {
         session
             .execute("Ok::<(), std::fmt::Error>(())?;")
             .map_err(|e| Error::Stopped(format!("the first cell fails: {}", e.traceback.join("\n"))))?;
+        session.shared.started.store(true, Ordering::SeqCst);
         Ok(session)
     }
 
@@ -514,6 +517,9 @@ fn read(mut connection: UnixStream, stream: Stream, shared: Arc<Shared>, events:
                 Event::Panicked(message, place) => watch.failed = Some(diagnostics::panic(&message, &place)),
                 other => {
                     drop(watch);
+                    if !shared.started.load(Ordering::SeqCst) {
+                        return;
+                    }
                     // A cell that prints faster than it can be shown waits here.
                     events(other);
                 }

@@ -1,8 +1,9 @@
 //! `softmax(cap(q · kᵀ · scale) + mask) · v`, a block of queries at a time, with grouped key/value heads.
 
+use std::sync::PoisonError;
+
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax;
-use std::sync::PoisonError;
 
 use super::super::parameters::Block;
 use super::layers::soft_cap;
@@ -11,7 +12,7 @@ use super::{Along, Graph};
 use crate::error::Result;
 
 /// Attention weights held at a time: 256 MiB in f32. Few in tests, so that blocks are many.
-const WEIGHTS: usize = if cfg!(test) { 1 << 12 } else { 64 << 20 };
+const WEIGHTS: usize = if cfg!(test) { 1 << 16 } else { 64 << 20 };
 
 /// How scores become weights.
 #[derive(Clone)]

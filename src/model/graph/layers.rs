@@ -1,5 +1,7 @@
 //! Linear layers, norms, the MLP and rotary embeddings.
 
+use std::sync::{Arc, PoisonError};
+
 use candle_core::{D, DType, Tensor};
 
 use super::super::config::{Activation, Norm};
@@ -10,7 +12,6 @@ use super::super::rope::Rope;
 use super::own::{frozen, in_wide, scale, shift, with_backward};
 use super::{Graph, tensor};
 use crate::error::Result;
-use std::sync::{Arc, PoisonError};
 
 type Answer<T = Tensor> = candle_core::Result<T>;
 
@@ -22,7 +23,12 @@ impl Graph {
             None => frozen(x, &linear.weight, self.dtype)?,
         };
         if let Some(bias) = &linear.bias {
-            y = add(&y, &bias.to_dtype(self.dtype)?, bias.is_variable())?;
+            y = if bias.is_variable() {
+                // In the wide type, for its gradient is a sum over all rows.
+                y.to_dtype(self.wide)?.broadcast_add(&bias.to_dtype(self.wide)?)?.to_dtype(self.dtype)?
+            } else {
+                shift(&y, &bias.to_dtype(self.dtype)?)?
+            };
         }
         if let Some(lora) = &linear.lora {
             let mut x = x.clone();
@@ -68,7 +74,8 @@ impl Graph {
         let mut y =
             if weights.weight.is_variable() { y.broadcast_mul(&weight)? } else { scale(&y, &weight)? };
         if let Some(bias) = &weights.bias {
-            y = add(&y, &bias.to_dtype(wide)?, bias.is_variable())?;
+            let offset = bias.to_dtype(wide)?;
+            y = if bias.is_variable() { y.broadcast_add(&offset)? } else { shift(&y, &offset)? };
         }
         Ok(y.to_dtype(self.dtype)?)
     }
@@ -128,10 +135,6 @@ fn normalize(x: &Tensor, wide: DType, centre: bool, eps: f64) -> Answer<(Tensor,
     }
     let spread = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     Ok((x.broadcast_div(&spread)?, spread))
-}
-
-fn add(x: &Tensor, offset: &Tensor, trained: bool) -> Answer {
-    if trained { x.broadcast_add(offset) } else { shift(x, offset) }
 }
 
 /// Turns the first `dim` values of each head; the others stay.

@@ -231,10 +231,10 @@ impl Graph {
             let learned = self.rows(table, at)?.reshape((starts.len(), t, c.hidden_size))?;
             x = x.reshape((b, t, c.hidden_size))?.broadcast_add(&learned)?.reshape((b * t, c.hidden_size))?;
         }
-        Ok(x)
+        Ok(x.to_dtype(self.dtype)?)
     }
 
-    /// The rows `ids` of a table, in the pass's type; widened after they are picked where the device can.
+    /// The rows `ids` of a table, in the wide type; widened after they are picked where the device can.
     fn rows(&self, table: &Linear, ids: Vec<u32>) -> Result<Tensor> {
         use candle_core::quantized::GgmlDType as Type;
         let count = ids.len();
@@ -249,7 +249,7 @@ impl Graph {
                 _ => tensor.embedding(&ids)?,
             },
         };
-        Ok(rows.to_dtype(self.dtype)?)
+        Ok(rows.to_dtype(self.wide)?)
     }
 
     /// Block `layer` applied to its input; `None` when the pass ends with its attention.

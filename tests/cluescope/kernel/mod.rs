@@ -240,7 +240,7 @@ fn an_animation_leaves_its_last_frame() {
                     std::thread::sleep(std::time::Duration::from_millis(100));\n    clear_output(true);\n}";
         let shown = kernel.run(code).await.good();
         let kinds: Vec<&str> = shown.shown.iter().skip(1).map(|(kind, _)| kind.as_str()).collect();
-        assert_eq!(kinds, ["display_data", "clear_output"].repeat(3));
+        assert_eq!(kinds, ["display_data", "clear_output"].repeat(3), "{shown:#?}");
         let code = "fn show() { cluescope::kernel::child::display(&serde_json::json!({ \"text/plain\": \"a\" }), None) }\nshow()";
         let shown = kernel.run(code).await.good();
         assert_eq!((shown.of("display_data").count(), shown.of("execute_result").count()), (1, 0));
@@ -292,15 +292,19 @@ fn an_answer_to_a_question_that_was_given_up_is_none_to_the_next() {
 fn an_interrupt_reaches_a_cell_that_waits_behind_a_completion() {
     wait(async {
         let mut kernel = Client::start().await;
-        for _ in 0..30 {
-            let complete = CompleteRequest { code: "std::collections::".into(), cursor_pos: 18 };
-            kernel.shell.send(JupyterMessage::new(complete, None)).await.unwrap();
+        let complete = CompleteRequest { code: "std::collections::".into(), cursor_pos: 18 };
+        let many: Vec<_> = (0..30).map(|_| JupyterMessage::new(complete.clone(), None)).collect();
+        let first = many[0].header.msg_id.clone();
+        for complete in many {
+            kernel.shell.send(complete).await.unwrap();
         }
-        let code = "std::thread::sleep(std::time::Duration::from_secs(2)); 5";
+        // Should the cell have begun, it hears the interrupt too.
+        let code = "for _ in 0..200 { cluescope::progress::check_interrupt()?; \
+                    std::thread::sleep(std::time::Duration::from_millis(50)); }";
         let request = JupyterMessage::new(ExecuteRequest::new(code.into()), None);
         let id = request.header.msg_id.clone();
         kernel.shell.send(request).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        kernel.reply_to(&first).await;
         kernel.control.send(JupyterMessage::new(InterruptRequest {}, None)).await.unwrap();
         kernel.control.read().await.unwrap();
         assert_eq!(kernel.outcome(&id).await.failed().reply["ename"], "Interrupted");
