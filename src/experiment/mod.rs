@@ -32,7 +32,7 @@ mod run;
 mod store;
 mod summary;
 
-pub use cell::{Cell, Inputs, LossPoint, Measured, Row, Runner, Stage};
+pub use cell::{Cell, Failed, Inputs, LossPoint, Measured, Row, Runner, Stage};
 pub use condition::{Condition, Student, Texts};
 pub use outcome::Outcome;
 pub use pair_runner::{Models, PairRunner};

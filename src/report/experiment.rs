@@ -6,7 +6,7 @@ use super::experiment_record::{answers, configuration, options};
 use super::{Bar, GroupedBars, LineChart, Page, Section, Table};
 use crate::error::Result;
 use crate::evaluate::Interval;
-use crate::experiment::{Condition, Group, Measure, Outcome, Row, Summary};
+use crate::experiment::{Condition, Failed, Group, Measure, Outcome, Row, Stage, Summary};
 
 /// Points of a loss curve at most; a longer one is averaged over stretches of steps.
 const CURVE_POINTS: usize = 150;
@@ -32,24 +32,55 @@ pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
             _ => format!("{text}: {student} model"),
         };
         page = page
-            .section(results(heading("Results"), &of, &rows)?)
+            .section(results(heading("Results"), &of, &rows, &outcome.failed_of(student))?)
             .section(by_field(heading("By field"), &of)?)
             .section(by_distance(heading("By distance from the name"), &of, outcome.protocol.per_person)?)
             .section(losses(heading("Loss curves"), &rows)?)
             .section(answers(heading("Answers"), &rows)?);
     }
+    let failed = failures(&outcome.failed)?;
+    if !failed.is_empty() {
+        page = page.section(Section::new("Failed cells").table(&failed));
+    }
     Ok(page.section(options(outcome)?).section(configuration(outcome)))
+}
+
+/// The cells that came to no result; empty where all did.
+fn failures(failed: &[Failed]) -> Result<Table> {
+    let columns = ["stage", "student", "condition", "seed", "α", "β", "learning rate", "reason"];
+    let mut table = Table::new(columns).caption(
+        "Cells whose numbers stopped being finite: they are in no mean, and are not run again while their files are kept",
+    );
+    for Failed { cell, reason } in failed {
+        let number = |v: Option<f64>| known(v.map(|v| v.to_string()));
+        table.push([
+            if cell.stage == Stage::Tune { "search" } else { "report" }.to_string(),
+            cell.student.name().into(),
+            cell.condition.label().into(),
+            cell.seed.to_string(),
+            number(cell.alpha),
+            number(cell.beta),
+            number(cell.learning_rate),
+            reason.clone(),
+        ])?;
+    }
+    Ok(table)
 }
 
 fn lead(outcome: &Outcome) -> String {
     let p = &outcome.protocol;
+    let failed = match outcome.failed.iter().filter(|f| f.cell.stage == Stage::Report).count() {
+        0 => String::new(),
+        failed => format!(", {failed} more failed"),
+    };
     format!(
-        "{} people, {} copies a text, {} epochs, {} training seeds, {} cells. Intervals are bootstraps over people and seeds.",
-        p.people,
+        "{}, {} copies a text, {} epochs, {} training seeds, {} cells{failed}. Intervals are bootstraps over {} and seeds.",
+        p.subjects(),
         p.copies,
         p.epochs,
         p.seeds.len(),
-        outcome.rows.len()
+        outcome.rows.len(),
+        p.clusters()
     )
 }
 
@@ -106,7 +137,7 @@ fn verdict(of: &[&Summary], measure: Measure) -> Option<String> {
 }
 
 /// The means that open the page and what the paper's method gains over each other condition, two tables a trained
-/// model: for a terminal.
+/// model, and the cells that failed: for a terminal.
 ///
 /// # Errors
 /// None but a fault of the program: a row of another length than its table.
@@ -116,15 +147,16 @@ pub fn experiment_tables(outcome: &Outcome, summary: &[Summary]) -> Result<Vec<T
         let of: Vec<&Summary> = summary.iter().filter(|s| s.student == student).collect();
         let rows = outcome.rows_of(student);
         if !rows.is_empty() {
-            tables.push(means(&of, &rows)?);
+            tables.push(means(&of, &rows, &outcome.failed_of(student))?);
             tables.extend(Some(gains(&of)?).filter(|table| !table.is_empty()));
         }
     }
+    tables.extend(Some(failures(&outcome.failed)?).filter(|table| !table.is_empty()));
     Ok(tables)
 }
 
 /// A row a condition, a column a measure.
-fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
+fn means(of: &[&Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Table> {
     let mut columns = vec!["condition", "seeds"];
     columns.extend(Measure::ALL.map(Measure::short));
     columns.push("perplexity");
@@ -132,9 +164,17 @@ fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
         "Means over all questions with {:.0} % intervals; perplexity on held-out texts with its range over seeds",
         100.0 * of.first().map_or(0.0, |s| s.value.level)
     ));
-    for condition in conditions(of) {
+    let mut all = conditions(of);
+    all.extend(failed.iter().map(|f| f.cell.condition));
+    all.sort();
+    all.dedup();
+    for condition in all {
         let mine: Vec<&&Row> = rows.iter().filter(|r| r.cell.condition == condition).collect();
-        let mut row = vec![condition.label().to_string(), mine.len().to_string()];
+        let seeds = match failed.iter().filter(|f| f.cell.condition == condition).count() {
+            0 => mine.len().to_string(),
+            failed => format!("{} ({failed} failed)", mine.len()),
+        };
+        let mut row = vec![condition.label().to_string(), seeds];
         for measure in Measure::ALL {
             row.push(known(find(of, condition, &Group::All, measure).map(|s| plain(&s.value))));
         }
@@ -144,14 +184,14 @@ fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
     Ok(table)
 }
 
-fn results(title: String, of: &[&Summary], rows: &[&Row]) -> Result<Section> {
+fn results(title: String, of: &[&Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Section> {
     let mut section = Section::new(title);
     for measure in [Measure::ExactMatch, Measure::F1, Measure::ChoiceAccuracy] {
         if let Some(text) = verdict(of, measure) {
             section = section.paragraph(text);
         }
     }
-    section = section.table(&means(of, rows)?);
+    section = section.table(&means(of, rows, failed)?);
     let gains = gains(of)?;
     let equal = differences(of, Condition::PlainEqualSteps)?;
     let paper = differences(of, Condition::Plain)?;
