@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use cluescope::attention::{Aggregation, Heads, Per};
+use cluescope::augment::{ALPHA, BETA};
 use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
-use cluescope::corpus::Corpus;
+use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
 
 use super::attend::Part;
@@ -67,10 +68,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "")]
     prefix: String,
     /// Cap of the drop probability that the pages show
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = ALPHA)]
     alpha: f64,
     /// How fast the drop probability that the pages show rises with rank
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = BETA)]
     beta: f64,
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
@@ -101,7 +102,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !(args.beta >= 0.0 && args.beta.is_finite()) {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
-    let corpus = Corpus::read(&args.corpus)?;
+    let corpus = super::texts(&args.corpus)?;
+    // Three numbers a token, and where it lies.
+    let bytes = 16 * super::characters(&corpus);
+    super::make_ready_for(&args.out, bytes)?;
+    for page in [&args.html, &args.heads_html].into_iter().flatten() {
+        super::make_ready_for(page, bytes)?;
+    }
+    if let Some(folder) = &args.figures {
+        make_ready(folder, 0)?;
+    }
     let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
     if let Some(path) = &args.heads_html {
         heads_page(&contrast, &args.fact)?.write(path)?;
