@@ -48,6 +48,14 @@ pub enum Error {
     /// Work that cannot go on; the message says why and what was kept.
     #[error("{0}")]
     Stopped(String),
+    /// Training or a model ran into numbers that are not finite; the message names step, texts and what may help.
+    #[error("{message}{}", Kept(batch))]
+    Diverged {
+        /// What was not finite, and where.
+        message: String,
+        /// The file that holds the batch, where one was trained on.
+        batch: Option<PathBuf>,
+    },
     /// The user interrupted; finished work is kept.
     #[error("interrupted; what was finished is kept")]
     Interrupted,
@@ -83,6 +91,14 @@ impl Error {
     /// An [`Error::Model`].
     pub fn model(model: impl ToString, message: impl ToString) -> Error {
         Error::Model { model: model.to_string(), message: message.to_string() }
+    }
+}
+
+struct Kept<'a>(&'a Option<PathBuf>);
+
+impl std::fmt::Display for Kept<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |path| write!(f, "; the batch is kept in {}", path.display()))
     }
 }
 

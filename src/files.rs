@@ -3,8 +3,35 @@
 use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::time::Duration;
+
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+use crate::memory::readable;
+
+/// How the temporary files of [`write_atomic`] begin.
+const PREFIX: &str = ".cluescope-";
+
+/// Names the time between saves, in seconds.
+const SAVE_SECONDS: &str = "CLUESCOPE_SAVE_SECONDS";
+
+/// Time between saves of work under way, so that no more is lost to a kill: 45 seconds, or those of the environment
+/// variable `CLUESCOPE_SAVE_SECONDS`.
+///
+/// # Errors
+/// [`Error::Option`] when the variable holds no number of seconds.
+pub fn save_every() -> Result<Duration> {
+    let Some(given) = std::env::var_os(SAVE_SECONDS) else { return Ok(Duration::from_secs(45)) };
+    let seconds = given.to_str().and_then(|text| text.trim().parse().ok());
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.ok_or_else(|| Error::option(SAVE_SECONDS, given.display(), "a number of seconds, such as 45 or 0.5"))
+}
+
+/// The folder that holds the file `path`.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
 
 /// Writes `path` through `fill`; the file appears under its name only when `fill` succeeded and
 /// the bytes are on disk. Missing parent folders are made.
@@ -13,21 +40,116 @@ use crate::error::{Error, Result};
 /// [`Error::Io`] naming `path`, or whatever `fill` returns; the old file, if any, is then untouched.
 pub fn write_atomic(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".cluescope-")
-        .permissions_of(path)
-        .tempfile_in(folder)
-        .map_err(Error::io(path))?;
+    let mut file = temporary(path, folder)?;
     {
         let mut out = BufWriter::new(file.as_file_mut());
         fill(&mut out)?;
         out.flush().map_err(Error::io(path))?;
     }
     file.as_file().sync_all().map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
+    let file = file.persist(path).map_err(|e| Error::io(path)(e.error))?;
+    // Nothing could be done about a failure, and closing the file frees it too.
+    let _ = file.unlock();
     Ok(())
+}
+
+/// A new file in `folder` that becomes `path`, locked as long as it is written: so one that nobody holds was left by a
+/// killed process.
+fn temporary(path: &Path, folder: &Path) -> Result<NamedTempFile> {
+    loop {
+        let file = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .permissions_of(path)
+            .tempfile_in(folder)
+            .map_err(Error::io(path))?;
+        // A file system without locks has no leftovers cleared either. Before the lock was there, another process may
+        // have taken the file for one: then a new one is made.
+        if file.as_file().lock().is_err() || file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes what killed processes left half-written in `folder` by [`write_atomic`]; files that are being written stay.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be read or a leftover not be removed; a folder that is not there has none.
+pub fn clear_leftovers(folder: impl AsRef<Path>) -> Result<()> {
+    let folder = folder.as_ref();
+    let missing = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if missing(&e) => return Ok(()),
+        entries => entries.map_err(Error::io(folder))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(Error::io(folder))?;
+        let path = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !path.is_file() {
+            continue;
+        }
+        let file = match File::open(&path) {
+            Err(e) if missing(&e) => continue,
+            file => file.map_err(Error::io(&path))?,
+        };
+        if file.try_lock().is_ok() {
+            match std::fs::remove_file(&path) {
+                Err(e) if !missing(&e) => return Err(Error::io(&path)(e)),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Written at most, and removed again, to see whether a folder takes files.
+const PROBE_BYTES: u64 = 1 << 20;
+
+/// Makes `folder` ready for about `bytes` of results before the work for them begins: made where it is missing, without
+/// what a killed process left half-written, and with room on its disk.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be made or written, [`Error::Stopped`] when its disk has less room.
+pub fn make_ready(folder: impl AsRef<Path>, bytes: u64) -> Result<()> {
+    let folder = folder.as_ref();
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    clear_leftovers(folder)?;
+    // What a system says of its free space leaves out quotas and rights.
+    let zeros = vec![0; bytes.clamp(PROBE_BYTES / 16, PROBE_BYTES) as usize];
+    temporary(folder, folder)?.write_all(&zeros).map_err(Error::io(folder))?;
+    match available(folder) {
+        Some(left) if left < bytes => Err(Error::Stopped(format!(
+            "{}: about {} will be written and {} are left on this disk; make room, or name another folder",
+            folder.display(),
+            readable(bytes),
+            readable(left)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that this user may still write on the disk of `folder`; `None` where the system does not tell.
+fn available(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+        // SAFETY: all zeros is a value of this plain C struct; the path ends in a zero byte, and statvfs writes into the
+        // struct alone.
+        let stat = unsafe {
+            let mut stat: libc::statvfs = std::mem::zeroed();
+            (libc::statvfs(path.as_ptr(), &mut stat) == 0).then_some(stat)
+        }?;
+        // Their types differ between systems.
+        #[allow(clippy::unnecessary_cast)]
+        Some((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
 }
 
 /// Writes `text` as the whole file `path`, or nothing: see [`write_atomic`].
@@ -119,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_dropped_lock_is_free_though_a_copy_of_the_file_is_open() {
-        let path = tempfile::NamedTempFile::new().unwrap();
+        let path = NamedTempFile::new().unwrap();
         let open = || File::open(path.path()).unwrap();
         let held = Locked::try_new(open()).unwrap().unwrap();
         let copy = held.try_clone().unwrap();
@@ -127,6 +249,40 @@ mod tests {
         drop(held);
         assert!(Locked::try_new(open()).unwrap().is_some());
         drop(copy);
+    }
+
+    #[test]
+    fn only_what_nobody_writes_is_a_leftover() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(format!("{PREFIX}abc"));
+        std::fs::write(&left, "half").unwrap();
+        let count = || std::fs::read_dir(folder.path()).unwrap().count();
+        let target = folder.path().join("a.txt");
+        write_atomic(&target, |out| {
+            out.write_all(b"whole").map_err(Error::io("a"))?;
+            assert_eq!(count(), 2);
+            clear_leftovers(folder.path())?;
+            assert!(count() == 1 && !left.exists());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(read_text(&target).unwrap(), "whole");
+        clear_leftovers(folder.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn a_disk_without_room_is_told_with_both_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("new");
+        make_ready(&place, 1000).unwrap();
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0, "the probe is gone");
+        if cfg!(unix) {
+            let message = make_ready(&place, 1 << 60).unwrap_err().to_string();
+            assert!(
+                message.contains("1152921504.61 GB will be written") && message.contains("left"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::AttendedText;
 use super::options::Cache;
 use crate::error::Error;
-use crate::files::write_atomic;
+use crate::files::{clear_leftovers, write_atomic};
 
 /// Size the cache is brought back to after a run that added to it.
 const LIMIT_BYTES: u64 = 2 << 30;
@@ -81,6 +81,8 @@ impl Drop for Store {
 fn prune(folder: &Path, limit: u64) {
     let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for shelf in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        // A leftover that cannot be removed is old one day, and goes with the entries.
+        let _ = clear_leftovers(shelf.path());
         for entry in std::fs::read_dir(shelf.path()).into_iter().flatten().flatten() {
             if let Ok(meta) = entry.metadata() {
                 entries.push((meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len(), entry.path()));

@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn the_prefix_is_cut_away_and_offsets_are_the_texts() {
         let tokenizer = Tokenizer::train_bpe(["Text: Ann was born in Rome."], 280).unwrap();
-        let document = Document { id: "a".into(), text: "Ann was born.".into(), spans: Vec::new() };
+        let document = Document::new("a", "Ann was born.", Vec::new());
         let plain = Prepared::new(&tokenizer, &document, &Attend::new(), 64).unwrap();
         let options = Attend::new().prefix("Text: ");
         let prefixed = Prepared::new(&tokenizer, &document, &options, 64).unwrap();

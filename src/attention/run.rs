@@ -36,7 +36,7 @@ impl Model {
     /// ([`Attend::map`]) are not written.
     ///
     /// # Errors
-    /// As [`Model::attend`]; [`Error::Option`] for another extension, [`Error::Stopped`] when the partial file
+    /// As [`Model::attend`]; [`Error::Option`] for another extension or no texts, [`Error::Stopped`] when the partial file
     /// was made with another model, corpus or other options, or is being written by another process.
     pub fn attend_to_file(
         &self,
@@ -75,6 +75,9 @@ pub(super) fn attend_to_file(
     options: &Attend,
     path: &Path,
 ) -> Result<()> {
+    if documents.is_empty() {
+        return Err(Error::option("corpus", "0 texts", "at least one text; an empty file would say nothing"));
+    }
     check_fields(documents, options)?;
     let provenance = provenance(model, documents, options);
     let mut partial = store::Partial::open(path, documents, &provenance)?;

@@ -15,12 +15,17 @@ use crate::progress::{Progress, check_interrupt};
 use crate::provenance::content_hash;
 use crate::tokens::Tokenizer;
 
+/// The cap of the drop probability where none is given.
+pub const ALPHA: f64 = 0.6;
+/// How fast the drop probability rises with rank where nothing is said; as [`ALPHA`] one of the values the paper tried.
+pub const BETA: f64 = 0.05;
+
 /// Makes a training corpus out of a corpus.
 ///
 /// | option | default | purpose | range |
 /// |---|---|---|---|
-/// | `alpha` | 0.6 | cap of the drop probability (the paper tried 0.6 and 0.7) | 0 to 1 |
-/// | `beta` | 0.03 | how fast it rises with rank (the paper tried 0.005 to 0.05) | from 0 |
+/// | `alpha` | 0.6 ([`ALPHA`]) | cap of the drop probability (the paper tried 0.6 and 0.7) | 0 to 1 |
+/// | `beta` | 0.05 ([`BETA`]) | how fast it rises with rank (the paper tried 0.005 to 0.05) | from 0 |
 /// | `copies` | 10; `plain`: 0 | augmented copies of each text | 0 to 100,000 |
 /// | `with_originals` | yes | originals mixed in | |
 /// | `protect` | none | tokens never dropped | [`Protect`] |
@@ -66,8 +71,8 @@ impl Augment {
     fn new(policy: Policy) -> Self {
         Augment {
             policy,
-            alpha: 0.6,
-            beta: 0.03,
+            alpha: ALPHA,
+            beta: BETA,
             copies: None,
             with_originals: true,
             protect: Vec::new(),
@@ -297,7 +302,7 @@ impl Augment {
         let (copies, seed) = (self.count(), self.seed);
         let drawn = match &self.policy {
             Policy::Plain => {
-                copy_all(corpus, copies, |d, copy| Document { id: format!("{}#{copy}", d.id), ..d.clone() })?
+                copy_all(corpus, copies, |d, copy| d.version(copy, d.text.clone(), d.spans.clone()))?
             }
             Policy::Eda(eda) => copy_all(corpus, copies, |d, copy| eda.copy(d, seed, copy))?,
             Policy::ShuffleSentences => {

@@ -120,7 +120,7 @@ impl<'a> Ready<'a> {
             Removal::Delete => self.delete(&state, gone),
             Removal::Blank => self.blank(&state, gone),
         };
-        Document { id: format!("{}#{copy}", self.text.document.id), text, spans }
+        self.text.document.version(copy, text, spans)
     }
 
     fn blank(&self, state: &[u8], gone: impl Fn(u8) -> bool) -> (String, Vec<Span>) {

@@ -30,7 +30,7 @@ mod plan;
 mod remap;
 mod sentences;
 
-pub use builder::Augment;
+pub use builder::{ALPHA, Augment, BETA};
 pub use denoise::Denoise;
 pub use draw::{Pieces, Removal};
 pub use eda::{Eda, Synonyms};

@@ -57,6 +57,6 @@ impl<'a> Pieced<'a> {
             }
         }
         spans.sort_by_key(|s| (s.start, s.end));
-        Document { id: format!("{}#{copy}", self.source.id), text: self.text, spans }
+        self.source.version(copy, self.text, spans)
     }
 }

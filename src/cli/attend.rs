@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use cluescope::attention::{Attend, Per, Probes};
-use cluescope::corpus::Corpus;
 use cluescope::memory;
 
 use super::model::ModelArgs;
@@ -47,7 +46,9 @@ pub(crate) enum Part {
 
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let corpus = Corpus::read(&args.corpus)?;
+    let corpus = super::texts(&args.corpus)?;
+    // A number of ten characters for each of three or four characters of text, and where its token lies.
+    super::make_ready_for(&args.out, 8 * super::characters(&corpus))?;
     let per = match args.per {
         None => Per::Mean,
         Some(Part::Layer) => Per::Layer,

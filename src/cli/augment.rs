@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cluescope::augment::{Augment, Eda, Pieces, Protect, Removal, Synonyms};
+use cluescope::augment::{ALPHA, Augment, BETA, Eda, Pieces, Protect, Removal, Synonyms};
 use cluescope::contrast::{GuideText, load_tokenizer};
-use cluescope::corpus::{Corpus, Document};
+use cluescope::corpus::Document;
 use cluescope::tokens::Tokenizer;
 use cluescope::{Error, Result};
 
@@ -25,10 +25,10 @@ pub(crate) struct Args {
     #[arg(long)]
     tokenizer: Option<String>,
     /// Cap of the drop probability; the paper tried 0.6 and 0.7
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = ALPHA)]
     alpha: f64,
     /// How fast it rises with rank; the paper tried 0.005 to 0.05
-    #[arg(long, default_value_t = 0.03)]
+    #[arg(long, default_value_t = BETA)]
     beta: f64,
     /// Copies of each text; 10, and 0 for `plain`, when left out
     #[arg(long)]
@@ -84,7 +84,11 @@ pub(crate) enum Policy {
 
 /// Draws and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let corpus = Corpus::read(&args.corpus)?;
+    let corpus = super::texts(&args.corpus)?;
+    super::make_ready_for(&args.out, 0)?;
+    if let Some(path) = &args.plan {
+        super::make_ready_for(path, 0)?;
+    }
     let augment = args.augment(&corpus.documents)?;
     if let Some(path) = &args.plan {
         augment.plan(&corpus)?.write(path)?;

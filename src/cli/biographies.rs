@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         people = people.field_order(args.field_order.iter().map(String::as_str));
     }
     let corpus = people.generate()?;
+    super::make_ready_for(&args.out, super::characters(&corpus))?;
     corpus.write(&args.out)?;
     println!(
         "{} texts, {} questions: {}",

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use cluescope::attention::{Aggregation, Heads, Per};
+use cluescope::augment::{ALPHA, BETA};
 use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
-use cluescope::corpus::Corpus;
+use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
 
 use super::attend::Part;
@@ -68,10 +69,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "")]
     prefix: String,
     /// Cap of the drop probability that the pages show
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = ALPHA)]
     alpha: f64,
     /// How fast the drop probability that the pages show rises with rank
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = BETA)]
     beta: f64,
     #[command(flatten)]
     device: DeviceArgs,
@@ -110,10 +111,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(cluescope::Error::option("--out", args.out.display(), expected).into());
     }
     args.device.choose()?;
-    let corpus = Corpus::read(&args.corpus)?;
+    let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
     if args.heads_html.is_some() && !known(&args.fact) {
         return Err(without_fact(&args.fact).into());
+    }
+    // Three numbers a token, and where it lies.
+    let bytes = 16 * super::characters(&corpus);
+    super::make_ready_for(&args.out, bytes)?;
+    for page in [&args.html, &args.heads_html].into_iter().flatten() {
+        super::make_ready_for(page, bytes)?;
+    }
+    if let Some(folder) = &args.figures {
+        make_ready(folder, 0)?;
     }
     let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
     if let Some(path) = &args.heads_html {

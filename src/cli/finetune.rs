@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use cluescope::corpus::Corpus;
-use cluescope::files::write_text;
+use cluescope::files::{clear_leftovers, make_ready, write_text};
 use cluescope::memory;
-use cluescope::train::{Finetune, Method, Run, Schedule};
+use cluescope::train::{Adapter, Finetune, Run, Schedule};
 
 use super::model::ModelArgs;
 
@@ -72,7 +71,8 @@ pub(crate) struct Args {
     /// AdamW's epsilon [1e-8]
     #[arg(long)]
     epsilon: Option<f64>,
-    /// Put several texts into a window of max-length tokens; they do not see each other
+    /// Put several texts into a window of max-length tokens; they do not see each other, and no two versions of one text
+    /// share a window
     #[arg(long)]
     packing: bool,
     /// Less memory for a third more work, the same result
@@ -93,13 +93,14 @@ pub(crate) struct Args {
     /// Return what was learned at the end, even if an evaluation before was better
     #[arg(long, requires = "evaluate")]
     keep_last: bool,
-    /// Optimiser steps between saves of the state [each epoch's end]
+    /// Also save the state each time so many optimiser steps are done [by time alone, each 45 s or CLUESCOPE_SAVE_SECONDS]
     #[arg(long, alias = "save_steps")]
     save_steps: Option<usize>,
     /// Write TensorBoard event files to this folder
     #[arg(long, alias = "logging_dir")]
     logging_dir: Option<PathBuf>,
-    /// Also write the adapted model as a plain checkpoint, model/
+    /// Also write the adapted model as a plain checkpoint, model/; always done for models whose adapters no PEFT file can
+    /// name (GPT-2, GPT-NeoX)
     #[arg(long)]
     merge: bool,
 }
@@ -115,9 +116,35 @@ pub(crate) enum Decay {
 /// Trains and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let finetune = args.finetune()?;
-    let corpus = Corpus::read(&args.corpus)?;
+    let corpus = super::texts(&args.corpus)?;
+    if args.packing {
+        let alone = corpus.documents.iter().filter(|d| d.version_of().is_none()).count();
+        if alone > 0 {
+            eprintln!(
+                "note: {alone} texts have a window each: {} does not say which are versions of one text (.jsonl and .parquet do)",
+                args.corpus.display()
+            );
+        }
+    }
     let model = args.model.load()?;
+    // A form that cannot be written must not be found out after the training.
+    let unnamed = if args.full { None } else { Adapter::check_names(&model).err() };
+    if let Some(reason) = &unnamed {
+        eprintln!("note: {reason}: model/ will be written, and no adapter/");
+    }
+    let writes = Writes {
+        adapter: !args.full && unnamed.is_none(),
+        model: args.full || args.merge || unnamed.is_some(),
+    };
+    if writes.model {
+        model.check_save()?;
+    }
     let estimate = finetune.estimate(&model, &corpus)?;
+    let weights = if writes.model { (model.parameter_count() * size_of::<f32>()) as u64 } else { 0 };
+    make_ready(&args.out, finetune.disk_bytes(&estimate) + estimate.trainable + weights)?;
+    for part in [ADAPTER, MODEL] {
+        clear_leftovers(args.out.join(part))?;
+    }
     let peak = estimate.peak();
     eprintln!("memory expected: {} in all; {estimate}", memory::readable(peak));
     let more = peak.saturating_sub(memory::resident().unwrap_or(0));
@@ -131,7 +158,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut trained = model.finetune(&corpus, finetune)?;
     trained.provenance.command = super::command_line();
-    args.write(&trained, peak)
+    args.write(&trained, writes, peak)
+}
+
+/// Folders of the results.
+const ADAPTER: &str = "adapter";
+const MODEL: &str = "model";
+
+/// Which of the results are written.
+#[derive(Clone, Copy)]
+struct Writes {
+    adapter: bool,
+    model: bool,
 }
 
 impl Args {
@@ -190,7 +228,7 @@ impl Args {
             f = f.epsilon(value);
         }
         if let Some(path) = &self.evaluate {
-            f = f.evaluate(&Corpus::read(path)?).load_best_model_at_end(!self.keep_last);
+            f = f.evaluate(&super::texts(path)?).load_best_model_at_end(!self.keep_last);
         }
         if let Some(value) = self.eval_steps {
             f = f.eval_steps(value);
@@ -212,16 +250,15 @@ impl Args {
         Ok(f)
     }
 
-    fn write(&self, trained: &Run, expected: u64) -> anyhow::Result<()> {
+    fn write(&self, trained: &Run, writes: Writes, expected: u64) -> anyhow::Result<()> {
         let mut written = Vec::new();
-        let lora = matches!(trained.settings.method, Method::Lora(_));
-        if lora {
-            let folder = self.out.join("adapter");
+        if writes.adapter {
+            let folder = self.out.join(ADAPTER);
             trained.adapter()?.save(&folder)?;
             written.push(folder);
         }
-        if self.merge || !lora {
-            let folder = self.out.join("model");
+        if writes.model {
+            let folder = self.out.join(MODEL);
             trained.model.save(&folder)?;
             written.push(folder);
         }

@@ -11,9 +11,12 @@ mod pretrain;
 mod quiz;
 mod reproduce;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use cluescope::corpus::Corpus;
+use cluescope::files::{folder_of, make_ready};
 
 /// See what a large language model notices and a small one misses, and teach with it.
 ///
@@ -126,6 +129,25 @@ fn listen_for_interrupts() {
 /// Elsewhere Ctrl-C ends the process; what is finished lies on disk all the same.
 #[cfg(not(unix))]
 fn listen_for_interrupts() {}
+
+/// A corpus whose texts are read or trained on: one of questions alone has nothing for that.
+fn texts(path: &Path) -> cluescope::Result<Corpus> {
+    let corpus = Corpus::read(path)?;
+    if corpus.documents.is_empty() {
+        return Err(cluescope::Error::format(path, "", "questions, but no text that they are about"));
+    }
+    Ok(corpus)
+}
+
+/// Makes the folder of the file `path` ready for about `bytes`.
+fn make_ready_for(path: &Path, bytes: u64) -> cluescope::Result<()> {
+    make_ready(folder_of(path), bytes)
+}
+
+/// Characters of all texts together, which files of numbers a token grow with.
+fn characters(corpus: &Corpus) -> u64 {
+    corpus.documents.iter().map(|d| d.text.len() as u64).sum()
+}
 
 /// Limits the library's threads.
 fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {

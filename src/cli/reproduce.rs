@@ -1,5 +1,6 @@
 //! `cluescope reproduce`: the whole experiment, from people to table and page.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use cluescope::contrast::{ModelPair, load_model};
 use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
 use cluescope::experiment::{self, Condition, Models, Outcome, PairRunner, Protocol, Student, Texts};
+use cluescope::files::make_ready;
 use cluescope::report::{clues, experiment_page, experiment_tables};
 
 use super::model::DeviceArgs;
@@ -140,11 +142,9 @@ impl Args {
         }
         if let Some(own) = own {
             p.corpus = self.corpus.as_ref().map(|path| path.display().to_string());
-            p.people = own.reported.documents.len();
-            p.tuning_people = own.tuning.documents.len();
+            (p.people, p.per_person) = subjects(&own.reported);
+            p.tuning_people = subjects(&own.tuning).0;
             p.held_out = own.held_out.documents.len();
-            // Says how people are made up, and none are.
-            p.per_person = 1;
         }
         set(&mut p.people, self.people);
         set(&mut p.tuning_people, self.tuning_people);
@@ -174,18 +174,28 @@ impl Args {
 
     fn own(&self) -> anyhow::Result<Option<Own>> {
         let Some(path) = &self.corpus else { return Ok(None) };
-        let read = |path: &Option<PathBuf>| path.as_ref().map_or(Ok(Corpus::default()), Corpus::read);
-        let mut reported = Corpus::read(path)?;
+        let read = |path: &Option<PathBuf>| path.as_ref().map_or(Ok(Corpus::default()), |p| super::texts(p));
+        let mut reported = super::texts(path)?;
         let mut tuning = read(&self.tuning_corpus)?;
-        if let Some(texts) = self.examples {
-            reported = reported.set_examples_aside(texts)?;
-        }
+        reported = match self.examples {
+            Some(texts) => reported.set_examples_aside(texts)?,
+            None => reported.with_known_examples()?,
+        };
         // Options are chosen with the same worked examples unless the other file brings its own.
         if tuning.examples.is_empty() {
             tuning.examples.clone_from(&reported.examples);
         }
         Ok(Some(Own { reported, tuning, held_out: read(&self.held_out)? }))
     }
+}
+
+/// How many people or things the texts are about, and the most texts about one.
+fn subjects(corpus: &Corpus) -> (usize, usize) {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for subject in corpus.subjects() {
+        *counts.entry(subject).or_default() += 1;
+    }
+    (counts.len(), counts.into_values().max().unwrap_or(1))
 }
 
 fn set<T>(value: &mut T, given: Option<T>) {
@@ -207,6 +217,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     super::use_threads(args.threads)?;
     let out = args.out();
+    make_ready(&out, 0)?;
     let own = args.own()?;
     let pair = Pair::of(args);
     let protocol = args.protocol(own.as_ref(), &pair)?;
@@ -220,11 +231,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         runner = runner.texts(own.reported, own.tuning, own.held_out.documents);
     }
     let mut outcome = experiment::run(&protocol, out.join("cells"), &mut runner)?;
-    let (alpha, beta) = method(&outcome);
     let corpus = runner.corpus().clone();
-    let contrast = runner.contrast()?;
-    let plan = Augment::by_contrast(contrast).alpha(alpha).beta(beta).plan(&corpus)?;
-    let where_they_look = clues(contrast, &plan)?;
     let summary = outcome.summary(&Bootstrap::default())?;
     let mut files = outcome.write(&out, &summary)?;
     let people = out.join("texts.jsonl");
@@ -233,10 +240,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for table in experiment_tables(&outcome, &summary)? {
         println!("\n{table}");
     }
+    let mut page = experiment_page(&outcome, &summary)?;
+    if protocol.conditions.iter().any(|condition| condition.looks()) {
+        let (alpha, beta) = method(&outcome);
+        let contrast = runner.contrast()?;
+        let plan = Augment::by_contrast(contrast).alpha(alpha).beta(beta).plan(&corpus)?;
+        page = page.section(clues(contrast, &plan)?);
+    }
     let spent = format!("{:.0} s", start.elapsed().as_secs_f64());
     outcome.provenance = origin(&outcome, &spent);
     let report = out.join("report.html");
-    experiment_page(&outcome, &summary)?.section(where_they_look).write(&report)?;
+    page.provenance(outcome.provenance.clone()).write(&report)?;
     files.push(report);
     for file in &files {
         println!("{}", file.display());

@@ -4,7 +4,7 @@
 use super::lists::lists;
 use super::names::{Name, Pool, SPLITS};
 use super::templates::{Templates, Writer};
-use super::{Corpus, Document, FIELDS, Wording};
+use super::{Corpus, Document, FIELDS, VersionOf, Wording};
 use crate::error::{Error, Result};
 use crate::random::Stream;
 
@@ -187,14 +187,18 @@ impl Biographies {
         if self.permute_sentences {
             text.shuffle(&mut order);
         }
-        let id = if k == 0 { name.full.clone() } else { format!("{}/{}", name.full, k + 1) };
-        let mut writer = Writer::new(id, name, self.full_name);
+        let mut writer = Writer::new(name.full.clone(), name, self.full_name);
         for field in order {
             let choice = text.below(sentences[field].len());
             let field_name = &self.field_order[field];
             writer.sentence(&sentences[field][choice], field_name, facts.get(field_name));
         }
-        writer.finish()
+        let mut document = writer.finish();
+        if k > 0 {
+            document.version_of = VersionOf::Of(std::mem::take(&mut document.id));
+            document.id = format!("{}/{}", name.full, k + 1);
+        }
+        document
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Corpus, Document, questions, tagged};
+use super::{Corpus, Document, VersionOf, questions, tagged};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -101,14 +101,21 @@ pub(super) fn read(path: &Path) -> Result<Corpus> {
 pub(super) fn parse(path: &Path, content: &str) -> Result<Corpus> {
     let mut documents = Vec::new();
     let mut seen = std::collections::HashSet::new();
-    for (number, row) in rows(path, content, &["text"], &["id"])?.into_iter().enumerate() {
+    for (number, row) in rows(path, content, &["text"], &["id", "version_of"])?.into_iter().enumerate() {
         let cell = row.cells[0].as_deref().unwrap_or("");
         let (text, spans) = tagged::parse(cell).map_err(|fault| {
             let place = format!("row {} (line {}), character {}", number + 1, row.line, fault.at);
             Error::format(path, place, fault.message)
         })?;
-        let mut document = Document { id: String::new(), text, spans };
-        let given = row.cells[1].as_deref().filter(|id| !id.is_empty());
+        let mut document = Document::new("", text, spans);
+        let filled = |column: usize| row.cells[column].as_deref().filter(|cell| !cell.is_empty());
+        let given = filled(1);
+        // This format has no ids of its own, and dropout takes names away: a row may be a copy of any other.
+        document.version_of = match (filled(2), given) {
+            (Some(id), _) => VersionOf::Of(id.into()),
+            (None, Some(_)) => VersionOf::Itself,
+            (None, None) => VersionOf::Unknown,
+        };
         document.id = match given.or(document.fact("name")) {
             Some(name) if !seen.contains(name) => name.to_string(),
             Some(name) if given.is_none() => format!("{name} (row {})", number + 1),

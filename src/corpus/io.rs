@@ -15,8 +15,8 @@ impl Corpus {
     ///
     /// | path | documents | questions |
     /// |---|---|---|
-    /// | `.csv` | column `text` with inline tags, optional `id` | the paper's, for rows with a `name` |
-    /// | `.jsonl` | lines with `text`, optional `id` and `spans` | lines with `question`; `"example": true` for few-shot |
+    /// | `.csv` | column `text` with inline tags, optional `id` and `version_of` | the paper's, once for each `name` |
+    /// | `.jsonl` | lines with `text`, optional `id`, `spans` and `version_of` | lines with `question`; `"example": true` for few-shot |
     /// | `.parquet` | string column `text`, the rest as [`Corpus::write`] makes it | kept |
     /// | `.json` | SQuAD 1.1 or 2.0, one a paragraph | the answerable ones |
     /// | `.txt` | one a paragraph, empty lines between | none |

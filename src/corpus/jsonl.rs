@@ -5,13 +5,14 @@
 //! {"document": "ada", "field": "date", "question": "When …?", "answers": ["May 1, 1980"], "distance": 13}
 //! {"document": "…", "field": "…", "question": "…", "answers": ["…"], "example": true}
 //! ```
-//! `id`, `spans`, `distance` and `example` may be left out; other keys are ignored.
+//! `id`, `spans`, `distance` and `example` may be left out; other keys are ignored. A copy or another version of a text
+//! names that text's id as `version_of`.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Corpus, Document, Question, Span};
+use super::{Corpus, Document, Question, Span, VersionOf};
 use crate::error::{Error, Result};
 
 #[derive(Deserialize)]
@@ -27,6 +28,8 @@ struct DocumentLine {
     text: String,
     #[serde(default)]
     spans: Vec<Span>,
+    #[serde(default)]
+    version_of: VersionOf,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,7 +67,12 @@ pub(super) fn parse(path: &Path, content: &str) -> Result<Corpus> {
                 Some(Id::Number(id)) => id.to_string(),
                 None => format!("line {}", index + 1),
             };
-            corpus.documents.push(Document { id, text: line.text, spans: line.spans });
+            corpus.documents.push(Document {
+                id,
+                text: line.text,
+                spans: line.spans,
+                version_of: line.version_of,
+            });
         } else {
             return Err(fault("neither `text` (a document) nor `question`".into()));
         }

@@ -46,6 +46,43 @@ pub struct Span {
     pub end: usize,
 }
 
+/// What a text is a version of. Versions of one text (its copies, several biographies of one person) never share a
+/// window when texts are packed for training.
+///
+/// In files it is `version_of`: absent for a text of its own, an id, or null where nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(from = "Option<String>", into = "Option<String>")]
+pub enum VersionOf {
+    /// Nothing but itself.
+    #[default]
+    Itself,
+    /// The text, or the person, of this id.
+    Of(String),
+    /// Any other of the corpus, for all that is known: rows of a CSV file without ids.
+    Unknown,
+}
+
+impl VersionOf {
+    fn is_itself(&self) -> bool {
+        *self == VersionOf::Itself
+    }
+}
+
+impl From<Option<String>> for VersionOf {
+    fn from(id: Option<String>) -> Self {
+        id.map_or(VersionOf::Unknown, VersionOf::Of)
+    }
+}
+
+impl From<VersionOf> for Option<String> {
+    fn from(version_of: VersionOf) -> Self {
+        match version_of {
+            VersionOf::Of(id) => Some(id),
+            VersionOf::Itself | VersionOf::Unknown => None,
+        }
+    }
+}
+
 /// One text with its facts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Document {
@@ -56,6 +93,9 @@ pub struct Document {
     /// The facts, in order of appearance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spans: Vec<Span>,
+    /// The text or person it is a version of.
+    #[serde(default, skip_serializing_if = "VersionOf::is_itself")]
+    pub version_of: VersionOf,
 }
 
 /// A question with its right answers.
@@ -118,6 +158,29 @@ impl Corpus {
 }
 
 impl Document {
+    /// A text of its own.
+    pub fn new(id: impl Into<String>, text: impl Into<String>, spans: Vec<Span>) -> Self {
+        Document { id: id.into(), text: text.into(), spans, version_of: VersionOf::Itself }
+    }
+
+    /// Version number `copy` of this text, under the id `id#copy`.
+    pub(crate) fn version(&self, copy: usize, text: String, spans: Vec<Span>) -> Self {
+        let version_of = match self.version_of() {
+            Some(id) => VersionOf::Of(id.into()),
+            None => VersionOf::Unknown,
+        };
+        Document { id: format!("{}#{copy}", self.id), text, spans, version_of }
+    }
+
+    /// What all versions of one text have in common: the id of what it is a version of; `None` when that is unknown.
+    pub fn version_of(&self) -> Option<&str> {
+        match &self.version_of {
+            VersionOf::Itself => Some(&self.id),
+            VersionOf::Of(id) => Some(id),
+            VersionOf::Unknown => None,
+        }
+    }
+
     /// The text of `span`; empty where the span lies outside the text.
     pub fn slice(&self, span: &Span) -> &str {
         let byte = |at: usize| self.text.char_indices().map(|(b, _)| b).chain([self.text.len()]).nth(at);
@@ -134,6 +197,18 @@ impl Document {
 }
 
 impl Corpus {
+    /// What each document is about, in their order: the person, by name, or what it is a version of. Several
+    /// biographies of one person are about one thing.
+    pub fn subjects<'a>(&'a self) -> Vec<&'a str> {
+        let names: std::collections::HashMap<&str, &str> =
+            self.documents.iter().filter_map(|d| Some((d.id.as_str(), d.fact("name")?))).collect();
+        let subject = |d: &'a Document| -> &'a str {
+            let root = d.version_of().unwrap_or(&d.id);
+            names.get(root).copied().or(d.fact("name")).unwrap_or(root)
+        };
+        self.documents.iter().map(subject).collect()
+    }
+
     /// The first `count` documents with the questions about them, and the rest; both keep all examples.
     ///
     /// ```

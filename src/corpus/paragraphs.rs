@@ -23,8 +23,7 @@ fn stem(path: &Path) -> String {
 
 pub(super) fn parse(path: &Path, content: &str) -> Corpus {
     let stem = stem(path);
-    let number =
-        |(i, text): (usize, String)| Document { id: format!("{stem}#{}", i + 1), text, spans: Vec::new() };
+    let number = |(i, text): (usize, String)| Document::new(format!("{stem}#{}", i + 1), text, Vec::new());
     Corpus {
         documents: paragraphs(content).into_iter().enumerate().map(number).collect(),
         ..Corpus::default()
@@ -34,7 +33,7 @@ pub(super) fn parse(path: &Path, content: &str) -> Corpus {
 /// The whole file as one document.
 pub(super) fn whole(path: &Path, content: &str) -> Document {
     let text = content.trim_start_matches('\u{feff}').trim_end().to_string();
-    Document { id: stem(path), text, spans: Vec::new() }
+    Document::new(stem(path), text, Vec::new())
 }
 
 pub(super) fn format(corpus: &Corpus) -> Result<String> {

@@ -1,7 +1,7 @@
 //! Parquet: one row a document or question.
 //!
-//! Columns: `kind` (`document`, `question`, `example`), `id` (of the document), `text`, `spans` (JSON),
-//! `field`, `question`, `answers` (JSON), `distance`. A file from elsewhere needs only a string column `text`.
+//! Columns: `kind` (`document`, `question`, `example`), `id` (of the document), `text`, `spans` (JSON), `version_of`
+//! (an id, its own for a text that is no version of another, null where nothing is known), `field`, `question`, `answers` (JSON), `distance`. A file from elsewhere needs only a string column `text`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use polars::prelude::{
     Column, DataFrame, DataType, NamedFrom, ParquetReader, ParquetWriter, SerReader, Series, StringChunked,
 };
 
-use super::{Corpus, Document, Question};
+use super::{Corpus, Document, Question, VersionOf};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -38,6 +38,7 @@ pub(super) fn read(path: &Path) -> Result<Corpus> {
     };
     let text = text.ok_or_else(|| wrong("no column `text`"))?;
     let (kind, id, spans) = (strings("kind")?, strings("id")?, strings("spans")?);
+    let version_of = strings("version_of")?;
     let (field, question, answers) = (strings("field")?, strings("question")?, strings("answers")?);
     let distance = match frame.column("distance") {
         Ok(column) => Some(column.cast(&DataType::UInt64)?.u64()?.clone()),
@@ -58,7 +59,12 @@ pub(super) fn read(path: &Path) -> Result<Corpus> {
                     None => Vec::new(),
                 };
                 let id = get(&id).unwrap_or_else(|| format!("row {}", row + 1));
-                corpus.documents.push(Document { id, text: text.into(), spans });
+                let version_of = match get(&version_of) {
+                    Some(of) if of == id => VersionOf::Itself,
+                    None if version_of.is_none() => VersionOf::Itself,
+                    of => VersionOf::from(of),
+                };
+                corpus.documents.push(Document { id, text: text.into(), spans, version_of });
             }
             QUESTION | EXAMPLE => {
                 let need = |column, name: &str| {
@@ -98,13 +104,14 @@ pub(super) fn write(corpus: &Corpus, path: &Path) -> Result<()> {
     let mut kind: Vec<&str> = Vec::new();
     let mut id: Vec<&str> = Vec::new();
     let (mut text, mut field, mut question) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut spans, mut answers) = (Vec::new(), Vec::new());
+    let (mut spans, mut version_of, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut distance: Vec<Option<u64>> = Vec::new();
     for document in &corpus.documents {
         kind.push(DOCUMENT);
         id.push(&document.id);
         text.push(Some(document.text.as_str()));
         spans.push(Some(json(&document.spans)?));
+        version_of.push(document.version_of());
         field.push(None);
         question.push(None);
         answers.push(None);
@@ -116,6 +123,7 @@ pub(super) fn write(corpus: &Corpus, path: &Path) -> Result<()> {
             id.push(&q.document);
             text.push(None);
             spans.push(None);
+            version_of.push(None);
             field.push(Some(q.field.as_str()));
             question.push(Some(q.question.as_str()));
             answers.push(Some(json(&q.answers)?));
@@ -127,6 +135,7 @@ pub(super) fn write(corpus: &Corpus, path: &Path) -> Result<()> {
         Series::new("id".into(), id).into(),
         Series::new("text".into(), text).into(),
         Series::new("spans".into(), spans).into(),
+        Series::new("version_of".into(), version_of).into(),
         Series::new("field".into(), field).into(),
         Series::new("question".into(), question).into(),
         Series::new("answers".into(), answers).into(),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Corpus, Document, Question, csv_file};
+use super::{Biographies, Corpus, Document, Question, csv_file};
 use crate::error::{Error, Result};
 
 /// The fields of a biography in the order of the paper's template.
@@ -56,14 +56,19 @@ impl Wording {
         }
     }
 
-    /// One question for each field a document has; documents without a `name` get none.
+    /// One question for each field of each person, about the first document that tells it; documents without a `name`
+    /// get none.
     pub fn ask(&self, documents: &[Document]) -> Vec<Question> {
         let templates = self.templates();
         let mut questions = Vec::new();
+        let mut asked = HashSet::new();
         for document in documents {
             let Some(name) = document.fact("name") else { continue };
             for (field, template) in &templates {
                 let Some(answer) = document.fact(field) else { continue };
+                if !asked.insert((name, *field)) {
+                    continue;
+                }
                 questions.push(Question {
                     document: document.id.clone(),
                     field: (*field).to_string(),
@@ -88,7 +93,7 @@ impl Document {
 }
 
 impl Corpus {
-    /// Replaces the questions: every document that has a `name` is asked for its facts in this wording.
+    /// Replaces the questions: every person (`name`) is asked about in this wording, once a fact.
     pub fn ask(mut self, wording: &Wording) -> Self {
         self.questions = wording.ask(&self.documents);
         self
@@ -112,6 +117,19 @@ impl Corpus {
         Ok(self)
     }
 
+    /// Gives fields that have no worked examples those of this package, which are about what everybody knows: ten
+    /// real people for the fields of a biography, three paragraphs for the questions of a SQuAD file.
+    ///
+    /// # Errors
+    /// As [`Corpus::paragraphs`].
+    pub fn with_known_examples(mut self) -> Result<Self> {
+        let has: HashSet<String> = self.examples.iter().map(|e| e.field.clone()).collect();
+        let asked: HashSet<&str> = self.questions.iter().map(|q| q.field.as_str()).collect();
+        let known = Biographies::real_people().questions.into_iter().chain(Corpus::paragraphs()?.examples);
+        self.examples.extend(known.filter(|e| asked.contains(e.field.as_str()) && !has.contains(&e.field)));
+        Ok(self)
+    }
+
     /// Takes the questions of `other` as few-shot examples.
     pub fn with_examples_from(mut self, other: &Corpus) -> Self {
         self.examples = other.questions.clone();
@@ -125,7 +143,7 @@ mod tests {
 
     #[test]
     fn texts_set_aside_are_neither_trained_on_nor_asked_about() {
-        let all = crate::corpus::Biographies::new(4).generate().unwrap();
+        let all = Biographies::new(4).generate().unwrap();
         let some = all.clone().set_examples_aside(1).unwrap();
         assert_eq!((some.documents.len(), some.questions.len(), some.examples.len()), (3, 15, 5));
         assert!(some.examples.iter().all(|e| e.document == all.documents[3].id));

@@ -103,7 +103,7 @@ pub(super) fn parse(path: &Path, content: &str) -> Result<Corpus> {
                 }
             }
             spans.sort_by_key(|s| (s.start, s.end));
-            corpus.documents.push(Document { id, text: paragraph.context, spans });
+            corpus.documents.push(Document::new(id, paragraph.context, spans));
         }
     }
     Ok(corpus)

@@ -126,7 +126,7 @@ impl Document {
     pub fn from_tagged(id: impl Into<String>, tagged: &str) -> Result<Self> {
         let id = id.into();
         match parse(tagged) {
-            Ok((text, spans)) => Ok(Document { id, text, spans }),
+            Ok((text, spans)) => Ok(Document::new(id, text, spans)),
             Err(fault) => Err(Error::format(
                 format!("document {id:?}"),
                 format!("character {}", fault.at),
@@ -214,17 +214,16 @@ mod tests {
         for text in ["3 < 4 > 2", "<3", "a <", "</ b", "<>", "日本 <— →"] {
             let (plain, spans) = parse(text).unwrap();
             assert_eq!((plain.as_str(), spans.len()), (text, 0));
-            let d = Document { id: "x".into(), text: plain, spans };
+            let d = Document::new("x", plain, spans);
             assert_eq!(d.to_tagged().unwrap(), text);
         }
     }
 
     #[test]
     fn what_tags_cannot_say_is_refused() {
-        let doc = |text: &str, spans: &[(&str, usize, usize)]| Document {
-            id: "x".into(),
-            text: text.into(),
-            spans: spans.iter().map(|&(f, start, end)| Span { field: f.into(), start, end }).collect(),
+        let doc = |text: &str, spans: &[(&str, usize, usize)]| {
+            let span = |&(f, start, end): &(&str, usize, usize)| Span { field: f.into(), start, end };
+            Document::new("x", text, spans.iter().map(span).collect())
         };
         for (d, words) in [
             (doc("abcdef", &[("a", 0, 3), ("b", 2, 4)]), "overlaps"),

@@ -76,7 +76,7 @@ pub(super) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(id: String, name: &'a Name, full_name: bool) -> Self {
-        let document = Document { id, text: String::new(), spans: Vec::new() };
+        let document = Document::new(id, "", Vec::new());
         Writer { name, full_name, document, length: 0 }
     }
 

@@ -57,6 +57,11 @@ impl Cells {
         Ok(Cells { cells })
     }
 
+    /// Whether a difference can be taken: some seed and person are in both.
+    pub(crate) fn overlaps(&self, other: &Cells) -> bool {
+        self.cells.keys().any(|key| other.cells.contains_key(key))
+    }
+
     /// Σ values / number of values.
     pub fn mean(&self) -> f64 {
         let (sum, n) = self.cells.values().fold((0.0, 0), |(s, n), c| (s + c.0, n + c.1));

@@ -7,10 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_text};
-
-/// Time between saves: no more than this is lost to a kill.
-const SAVE_EVERY: Duration = Duration::from_secs(45);
+use crate::files::{read_text, save_every, write_text};
 
 /// What a model said to one question.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +30,7 @@ pub(super) struct Kept {
     path: Option<PathBuf>,
     file: File,
     saved: Instant,
+    save_every: Duration,
 }
 
 impl Kept {
@@ -51,7 +49,7 @@ impl Kept {
             }
             file = found;
         }
-        Ok(Kept { path: path.map(Path::to_path_buf), file, saved: Instant::now() })
+        Ok(Kept { path: path.map(Path::to_path_buf), file, saved: Instant::now(), save_every: save_every()? })
     }
 
     /// Whether all of `questions` are answered.
@@ -61,7 +59,7 @@ impl Kept {
 
     pub(super) fn add(&mut self, questions: &[usize], said: Vec<Said>) -> Result<()> {
         self.file.answers.extend(questions.iter().copied().zip(said));
-        if self.saved.elapsed() >= SAVE_EVERY { self.save() } else { Ok(()) }
+        if self.saved.elapsed() >= self.save_every { self.save() } else { Ok(()) }
     }
 
     pub(super) fn save(&mut self) -> Result<()> {

@@ -37,8 +37,8 @@ impl std::fmt::Display for Perplexity {
 /// Perplexity of `examinee` on `texts`.
 ///
 /// The first token of a text has nothing before it and is not predicted (a start token therefore never counts). A text longer
-/// than the model's context is read in windows that overlap by half: each token counts once, with at least half
-/// a context before it.
+/// than the model's context is read in windows that overlap by about half, each with the start token first where the model
+/// wants one: each token counts once, with at least half a context before it.
 ///
 /// # Errors
 /// [`Error::Stopped`] when no token can be predicted; errors of the model.
@@ -46,8 +46,12 @@ pub fn perplexity(examinee: &dyn Examinee, texts: &[Document]) -> Result<Perplex
     let progress = Progress::start("perplexity", texts.len() as u64, "texts");
     let mut total = Perplexity { texts: texts.len() as u64, ..Perplexity::default() };
     let mut waiting: Vec<Window> = Vec::new();
+    let empty = examinee.encode("")?;
     for text in texts {
-        for window in windows(&examinee.encode(&text.text)?, examinee.max_positions()) {
+        let ids = examinee.encode(&text.text)?;
+        // What every text begins with; a tokenizer may also put something at the end.
+        let start = ids.iter().zip(&empty).take_while(|(a, b)| a == b).count();
+        for window in windows(&ids, start, examinee.max_positions()) {
             if waiting.iter().map(|w| w.ids.len()).sum::<usize>() + window.ids.len() > BATCH_TOKENS {
                 total.add(examinee, &mut waiting)?;
             }
@@ -84,18 +88,20 @@ struct Window {
     from: usize,
 }
 
-fn windows(ids: &[u32], max: usize) -> Vec<Window> {
+/// The first `special` ids are start tokens, which stand before every window.
+fn windows(ids: &[u32], special: usize, max: usize) -> Vec<Window> {
+    let (special, text) = ids.split_at(special);
+    let room = max.saturating_sub(special.len());
     let mut all = Vec::new();
-    let mut done = 1;
+    // Of the text's own ids: those counted, and where the window begins.
+    let mut done = usize::from(special.is_empty());
     let mut start = 0;
-    while done < ids.len() {
-        let end = (start + max).min(ids.len());
-        all.push(Window { ids: ids[start..end].to_vec(), from: done - start });
+    while done < text.len() && room > done - start {
+        let end = (start + room).min(text.len());
+        let ids = [special, &text[start..end]].concat();
+        all.push(Window { ids, from: special.len() + done - start });
         done = end;
-        start = end.saturating_sub(max / 2);
-        if max < 2 {
-            break;
-        }
+        start = end - room / 2;
     }
     all
 }
@@ -107,14 +113,21 @@ mod tests {
     #[test]
     fn windows_count_every_token_once_with_half_a_context() {
         for (len, max) in [(0, 8), (1, 8), (2, 8), (8, 8), (9, 8), (23, 8), (100, 7), (5, 2)] {
-            let ids: Vec<u32> = (0..len).collect();
-            let mut counted = Vec::new();
-            for w in windows(&ids, max) {
-                assert!(w.ids.len() <= max);
-                assert!(w.ids[0] == 0 || w.from >= max / 2, "{} of {max}", w.from);
-                counted.extend_from_slice(&w.ids[w.from..]);
+            for special in [0, 1] {
+                let ids: Vec<u32> = (0..len).collect();
+                let mut counted = Vec::new();
+                for w in windows(&ids, special.min(ids.len()), max) {
+                    assert!(w.ids.len() <= max);
+                    assert!(special == 0 || w.ids[0] == 0, "every window has the start token");
+                    assert!(w.ids[special] == special as u32 || w.from >= max / 2, "{} of {max}", w.from);
+                    counted.extend_from_slice(&w.ids[w.from..]);
+                }
+                assert_eq!(
+                    counted,
+                    (1..len).collect::<Vec<_>>(),
+                    "{len} tokens, context {max}, start {special}"
+                );
             }
-            assert_eq!(counted, (1..len).collect::<Vec<_>>(), "{len} tokens, context {max}");
         }
     }
 }

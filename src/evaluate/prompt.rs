@@ -42,6 +42,17 @@ impl<'a> Prompter<'a> {
         Prompter { examples, drawn, books }
     }
 
+    /// The examples of the question that has fewest.
+    pub(crate) fn fewest_examples(&self, questions: &[Question]) -> usize {
+        questions.iter().map(|question| self.examples_for(question).count()).min().unwrap_or(0)
+    }
+
+    /// Those of its field, without any about the very document asked for, which would give the answer away.
+    fn examples_for(&self, question: &Question) -> impl Iterator<Item = &'a Question> {
+        let pool = self.drawn.get(question.field.as_str()).map_or(&[][..], Vec::as_slice);
+        pool.iter().copied().filter(|e| e.document != question.document)
+    }
+
     /// The prompt of `question`; ends in `Answer:`, without a blank.
     ///
     /// # Errors
@@ -49,11 +60,8 @@ impl<'a> Prompter<'a> {
     /// open-book question is missing.
     pub(crate) fn prompt(&self, question: &Question) -> Result<String> {
         let mut text = String::new();
-        let pool = self.drawn.get(question.field.as_str()).map_or(&[][..], Vec::as_slice);
-        // An example about the very document asked for would give the answer away.
-        let others = pool.iter().filter(|e| e.document != question.document);
         let mut left = self.examples;
-        for example in others.take(self.examples) {
+        for example in self.examples_for(question).take(self.examples) {
             text += &format!("{}\nAnswer: {}\n\n", example.question, example.answers[0]);
             left -= 1;
         }
@@ -62,8 +70,8 @@ impl<'a> Prompter<'a> {
                 "few_shot",
                 self.examples,
                 format!(
-                    "the corpus has {} examples of field `{}` about other documents; ask for no more, or add \
-                     examples",
+                    "the corpus has {} worked examples of field `{}` about other documents; ask for no more, or add \
+                     some",
                     self.examples - left,
                     question.field
                 ),
@@ -105,7 +113,7 @@ mod tests {
             .iter()
             .flat_map(|p| [question(p, "city"), question(p, "date")])
             .collect();
-        let documents = vec![Document { id: "X".into(), text: "X was born.".into(), spans: vec![] }];
+        let documents = vec![Document::new("X", "X was born.", vec![])];
         Corpus { documents, questions: vec![question("X", "city")], examples }
     }
 
@@ -134,7 +142,7 @@ mod tests {
     fn too_few_examples_are_refused_with_the_number_there_is() {
         let corpus = corpus();
         let err = Prompter::new(&corpus, 8, 0, false).prompt(&corpus.questions[0]).unwrap_err().to_string();
-        assert!(err.contains("few_shot = 8") && err.contains("7 examples of field `city`"), "{err}");
+        assert!(err.contains("few_shot = 8") && err.contains("7 worked examples of field `city`"), "{err}");
     }
 
     #[test]

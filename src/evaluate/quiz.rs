@@ -86,10 +86,25 @@ impl Quiz {
 
 impl Quiz {
     /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz: a killed
-    /// quiz redoes at most 45 seconds.
+    /// quiz redoes no more than the time of [`save_every`](crate::files::save_every). The file stays when all is answered.
     pub fn checkpoint(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint = Some(path.into());
         self
+    }
+
+    /// The most worked examples that every question of `corpus` can have; 0 without questions.
+    pub fn most_examples(corpus: &Corpus) -> usize {
+        Prompter::new(corpus, 0, 0, false).fewest_examples(&corpus.questions)
+    }
+
+    /// About the bytes of the answers to `corpus`, checkpoint included.
+    ///
+    /// # Errors
+    /// As [`Quiz::check`].
+    pub fn expected_bytes(&self, corpus: &Corpus) -> Result<u64> {
+        // Beside the prompt: the answer's fields, and a line each for the choices, whose texts are short.
+        let answer = |prompt: String| prompt.len() + 1000 + 150 * (self.distractors + 1);
+        Ok(prompts(corpus, self)?.into_iter().map(answer).sum::<usize>() as u64)
     }
 
     /// Refuses what cannot be asked of any model: settings out of range, questions without answers, too few examples.

@@ -153,6 +153,16 @@ pub struct Row {
     pub measured: Measured,
 }
 
+/// A cell that came to no result because numbers were not finite: a learning rate too high, or a model that is broken.
+/// It is not run again; removing its file from the folder of cells would make it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failed {
+    /// What was run.
+    pub cell: Cell,
+    /// What was not finite, where.
+    pub reason: String,
+}
+
 /// Content hashes of what cells are run with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inputs {
@@ -180,6 +190,7 @@ pub trait Runner {
     /// removed when the cell is finished.
     ///
     /// # Errors
-    /// Whatever stops the cell; finished cells are kept.
+    /// [`Error::Diverged`](crate::Error::Diverged) fails this cell alone; whatever else stops the experiment, and finished
+    /// cells are kept.
     fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured>;
 }

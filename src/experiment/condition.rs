@@ -132,6 +132,11 @@ impl Condition {
         )
     }
 
+    /// Whether copies depend on where the models of the pair look, as the paper defines it.
+    pub fn looks(self) -> bool {
+        self.uses_beta() && !self.released()
+    }
+
     /// Whether the texts are made as the authors' script makes them, not as their paper says.
     pub fn released(self) -> bool {
         matches!(

@@ -33,7 +33,7 @@ mod store;
 mod stored;
 mod summary;
 
-pub use cell::{Cell, Inputs, LossPoint, Measured, Row, Runner, Stage};
+pub use cell::{Cell, Failed, Inputs, LossPoint, Measured, Row, Runner, Stage};
 pub use condition::{Condition, Student, Texts};
 pub use outcome::Outcome;
 pub use pair_runner::{Models, PairRunner};

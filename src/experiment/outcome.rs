@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetWriter, SerWriter};
 
-use super::cell::Row;
+use super::cell::{Failed, Row, Stage};
 use super::condition::{Condition, Student};
 use super::protocol::Protocol;
 use super::store::Store;
@@ -23,17 +23,21 @@ pub struct Outcome {
     pub rows: Vec<Row>,
     /// The cells on which options were chosen, about other people.
     pub tuning: Vec<Row>,
+    /// The cells, reported and tuning, that came to no result.
+    pub failed: Vec<Failed>,
     /// Models, versions, options.
     pub provenance: Provenance,
 }
 
 impl Outcome {
-    /// Means and paired differences with intervals: over all, by field, by distance.
+    /// Means and paired differences with intervals: over all, by field, and by distance unless people have several
+    /// texts, in each of which a fact may stand elsewhere.
     ///
     /// # Errors
     /// When the bootstrap's settings are out of range or a value is not finite.
     pub fn summary(&self, bootstrap: &Bootstrap) -> Result<Vec<Summary>> {
-        summarize(&self.rows, &DISTANCE_EDGES, bootstrap)
+        let edges = if self.protocol.per_person > 1 { &[][..] } else { &DISTANCE_EDGES };
+        summarize(&self.rows, edges, bootstrap)
     }
 
     /// One row a reported cell.
@@ -78,8 +82,29 @@ impl Outcome {
         Ok(all.unwrap_or_default())
     }
 
-    /// Writes `results`, `summary`, `differences` and, after a search, `tuning` as `.parquet` and `.csv`, and
-    /// `answers.parquet`, into `folder`; returns the paths. `summary` is what [`Outcome::summary`] gave.
+    /// One row a cell that came to no result.
+    ///
+    /// # Errors
+    /// [`Error::Table`] when the table cannot be built.
+    pub fn failed_frame(&self) -> Result<DataFrame> {
+        let rows = &self.failed;
+        let keys: Result<Vec<String>> = rows.iter().map(|f| Store::key(&f.cell)).collect();
+        let columns = vec![
+            text("stage", rows, |f| if f.cell.stage == Stage::Tune { "tune" } else { "report" }),
+            text("student", rows, |f| f.cell.student.name()),
+            text("condition", rows, |f| f.cell.condition.name()),
+            count("seed", rows, |f| f.cell.seed),
+            number("alpha", rows, |f| f.cell.alpha),
+            number("beta", rows, |f| f.cell.beta),
+            number("learning_rate", rows, |f| f.cell.learning_rate),
+            text("reason", rows, |f| f.reason.as_str()),
+            Column::new("cell".into(), keys?),
+        ];
+        Ok(DataFrame::new(rows.len(), columns)?)
+    }
+
+    /// Writes `results`, `summary`, `differences` and, where there are any, `tuning` and `failed` cells as `.parquet` and
+    /// `.csv`, and `answers.parquet`, into `folder`; returns the paths. `summary` is what [`Outcome::summary`] gave.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file.
@@ -93,6 +118,9 @@ impl Outcome {
         if !self.tuning.is_empty() {
             tables.push(("tuning", self.tuning_frame()?));
         }
+        if !self.failed.is_empty() {
+            tables.push(("failed", self.failed_frame()?));
+        }
         let mut paths = Vec::new();
         for (name, mut table) in tables {
             let path = folder.join(format!("{name}.csv"));
@@ -102,13 +130,21 @@ impl Outcome {
             paths.push(path);
             paths.push(write_parquet(folder, name, &mut table)?);
         }
-        paths.push(write_parquet(folder, "answers", &mut self.answers()?)?);
+        if !self.rows.is_empty() {
+            paths.push(write_parquet(folder, "answers", &mut self.answers()?)?);
+        }
         Ok(paths)
     }
 
     /// The rows of one trained model.
     pub fn rows_of(&self, student: Student) -> Vec<&Row> {
         self.rows.iter().filter(|row| row.cell.student == student).collect()
+    }
+
+    /// The reported cells of one trained model that came to no result.
+    pub fn failed_of(&self, student: Student) -> Vec<&Failed> {
+        let mine = |f: &&Failed| f.cell.student == student && f.cell.stage == Stage::Report;
+        self.failed.iter().filter(mine).collect()
     }
 
     /// The quizzes of one condition and one trained model, a training seed each.

@@ -2,23 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::cell::{Cell, Inputs, LossPoint, Measured, Runner, Stage};
 use super::condition::{Student, Texts};
 use super::group::Group;
 use super::protocol::Protocol;
 use crate::contrast::{Contrast, ModelPair};
-use crate::corpus::{Biographies, Corpus, Document, Templates};
+use crate::corpus::{Biographies, Corpus, Document, Templates, VersionOf};
 use crate::error::{Error, Result};
 use crate::evaluate::Quiz;
 use crate::files::{read_text, write_text};
 use crate::model::Model;
 use crate::provenance::content_hash;
 use crate::train::Finetune;
-
-/// Time between checkpoints within a cell: a killed run redoes no more.
-const SAVE_EVERY: Duration = Duration::from_secs(45);
 
 /// The models of an experiment.
 #[derive(Debug, Clone)]
@@ -199,8 +196,8 @@ impl Runner for PairRunner {
         Ok(Inputs {
             models: [models.pair.small.hash().to_string(), models.pair.large.hash().to_string()],
             third: models.third.as_ref().map(|third| third.hash().to_string()),
-            reported: hash(&self.report.corpus)?,
-            tuning: hash(&self.tune.corpus)?,
+            reported: corpus_hash(&self.report.corpus)?,
+            tuning: corpus_hash(&self.tune.corpus)?,
             held_out: hash(&self.held_out)?,
         })
     }
@@ -224,11 +221,18 @@ impl Runner for PairRunner {
             .distractors(cell.distractors)
             .checkpoint(scratch.join("answers.json"));
         let quiz = clock.time(|| trained.quiz(&group.corpus, quiz))?;
+        let wrong = quiz.answers.iter().find(|a| a.choices.iter().any(|c| !c.log_prob.is_finite()));
+        if let Some(answer) = wrong {
+            return Err(diverged(format!("ln p of an answer to `{}` is not finite", answer.question)));
+        }
         let perplexity = if self.held_out.is_empty() {
             None
         } else {
             Some(clock.time(|| trained.perplexity(&self.held_out))?)
         };
+        if perplexity.is_some_and(|p| !p.log_prob.is_finite()) {
+            return Err(diverged("ln p of the held-out texts is not finite".into()));
+        }
         let steps = run.iter().flat_map(|r| &r.steps);
         Ok(Measured {
             quiz,
@@ -242,6 +246,11 @@ impl Runner for PairRunner {
     }
 }
 
+/// After training that went through: the last step may have spoilt the weights.
+fn diverged(message: String) -> Error {
+    Error::Diverged { message: format!("{message}; a smaller learning rate may help"), batch: None }
+}
+
 fn finetune(cell: &Cell, scratch: &Path) -> Finetune {
     let mut finetune = cell.lora_r.map_or_else(Finetune::full, Finetune::lora);
     if let Some(rate) = cell.learning_rate {
@@ -250,12 +259,7 @@ fn finetune(cell: &Cell, scratch: &Path) -> Finetune {
     if let Some(noise) = cell.noise {
         finetune = finetune.denoise(noise);
     }
-    finetune
-        .epochs(cell.epochs)
-        .batch_size(cell.batch_size)
-        .seed(cell.seed)
-        .checkpoint(scratch)
-        .save_every(SAVE_EVERY)
+    finetune.epochs(cell.epochs).batch_size(cell.batch_size).seed(cell.seed).checkpoint(scratch)
 }
 
 /// Seconds a cell took, over interruptions.
@@ -280,6 +284,15 @@ impl Clock {
         write_text(&self.path, &format!("{}\n", self.seconds))?;
         done
     }
+}
+
+/// Of all that decides a cell: what is a version of what matters for packing alone, which no cell uses.
+fn corpus_hash(corpus: &Corpus) -> Result<String> {
+    let mut corpus = corpus.clone();
+    for document in &mut corpus.documents {
+        document.version_of = VersionOf::Itself;
+    }
+    hash(&corpus)
 }
 
 fn hash<T: serde::Serialize>(texts: &T) -> Result<String> {

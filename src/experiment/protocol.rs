@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, Student, Texts};
+use crate::augment::{ALPHA, BETA};
 use crate::error::{Error, Result};
 
 /// What the best options are chosen by, on people outside the reported table.
@@ -57,7 +58,8 @@ pub struct Protocol {
     pub corpus: Option<String>,
     /// How the biographies are written.
     pub texts: Texts,
-    /// Biographies of each person; from the second on they differ only where `texts` leaves something to chance.
+    /// Biographies of each person; from the second on they differ only where `texts` leaves something to chance. Of a corpus
+    /// of one's own the most texts that any person has.
     pub per_person: usize,
     /// People trained on and asked about.
     pub people: usize,
@@ -126,8 +128,8 @@ impl Protocol {
             copies: 10,
             epochs: 10,
             seeds: vec![1, 2],
-            alphas: vec![0.6],
-            betas: vec![0.05],
+            alphas: vec![ALPHA],
+            betas: vec![BETA],
             learning_rates: vec![1e-3],
             ..Protocol::full()
         }
@@ -242,6 +244,23 @@ impl Protocol {
         Ok(())
     }
 
+    /// What is trained on and asked about, in words.
+    pub fn subjects(&self) -> String {
+        match (&self.corpus, self.per_person) {
+            (None, _) => format!("{} people", self.people),
+            (Some(_), 1) => format!("{} texts", self.people),
+            (Some(_), most) => format!("{} people or things with up to {most} texts each", self.people),
+        }
+    }
+
+    /// What intervals are drawn over beside seeds.
+    pub(crate) fn clusters(&self) -> &'static str {
+        match (&self.corpus, self.per_person) {
+            (Some(_), 1) => "texts",
+            _ => "people",
+        }
+    }
+
     /// What will be run, as plain sentences for the start of a run.
     pub fn describe(&self) -> String {
         let list = |values: &[f64]| values.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
@@ -265,7 +284,7 @@ impl Protocol {
         let training =
             if self.full_finetuning { "every weight".into() } else { format!("LoRA rank {}", self.lora_r) };
         let people = match &self.corpus {
-            Some(corpus) => format!("{} texts of {corpus}", self.people),
+            Some(corpus) => format!("{} of {corpus}", self.subjects()),
             None => {
                 let (n, seed, each, texts) =
                     (self.people, self.people_seed, self.per_person, self.texts.name());

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::cell::{Cell, Inputs, Row, Runner, Stage};
+use serde::{Deserialize, Serialize};
+
+use super::cell::{Cell, Failed, Inputs, Measured, Row, Runner, Stage};
 use super::condition::{Condition, Student};
 use super::outcome::Outcome;
 use super::protocol::{Criterion, Protocol};
 use super::store::{Store, run_cells};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::provenance::Provenance;
 
 /// (α, β, learning rate)
@@ -19,6 +21,9 @@ type Options = (f64, f64, f64);
 /// With tuning people, each arm's learning rate is chosen first, at the first α and β, then α and β together at that
 /// learning rate. Reported cells run seed by seed, so that an early stop leaves every condition with as many seeds.
 ///
+/// A cell whose numbers stop being finite is kept as failed, with its batch in `folder/failed`: it is in
+/// [`Outcome::failed`], has no part in any mean, and its options are never chosen while others gave a result.
+///
 /// # Errors
 /// [`crate::Error::Option`] for an impossible protocol; errors of the store and of `runner`. Finished cells are kept, and the same
 /// call goes on.
@@ -26,7 +31,7 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     protocol.validate()?;
     let store = Store::open(folder)?;
     let inputs = runner.prepare(protocol)?;
-    let mut grid = Grid { protocol, store: &store, inputs: &inputs, runner };
+    let mut grid = Grid { protocol, store: &store, inputs: &inputs, runner, failed: Vec::new() };
     let arms: Vec<(Student, Condition)> = protocol
         .students
         .iter()
@@ -60,7 +65,7 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     if let (Some(third), Some(hash)) = (&protocol.third, &inputs.third) {
         provenance = provenance.model(third, hash);
     }
-    Ok(Outcome { protocol: protocol.clone(), rows, tuning, provenance })
+    Ok(Outcome { protocol: protocol.clone(), rows, tuning, failed: grid.failed, provenance })
 }
 
 struct Grid<'a> {
@@ -68,10 +73,19 @@ struct Grid<'a> {
     store: &'a Store,
     inputs: &'a Inputs,
     runner: &'a mut dyn Runner,
+    failed: Vec<Failed>,
+}
+
+/// How a cell ended, as it is kept.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Ended {
+    Measured(Box<Measured>),
+    Failed { failed: String },
 }
 
 impl Grid<'_> {
-    /// The rows of `cells`, each once: conditions that do not use an option share their cells.
+    /// The rows of `cells`, each once: conditions that do not use an option share their cells. Those that fail are noted.
     fn fill(&mut self, label: &str, cells: Vec<Cell>) -> Result<Vec<Row>> {
         let mut seen = BTreeSet::new();
         let mut unique = Vec::with_capacity(cells.len());
@@ -80,8 +94,29 @@ impl Grid<'_> {
                 unique.push(cell);
             }
         }
-        let measured = run_cells(self.store, label, &unique, |cell, scratch| self.runner.run(cell, scratch))?;
-        Ok(unique.into_iter().zip(measured).map(|(cell, measured)| Row { cell, measured }).collect())
+        let (store, runner) = (self.store, &mut *self.runner);
+        let ended = run_cells(store, label, &unique, |cell, scratch| match runner.run(cell, scratch) {
+            Ok(measured) => Ok(Ended::Measured(Box::new(measured))),
+            Err(Error::Diverged { message, batch }) => {
+                // The scratch goes when the cell is kept.
+                let batch = batch.map(|batch| store.keep_failed(cell, &batch)).transpose()?;
+                Ok(Ended::Failed { failed: Error::Diverged { message, batch }.to_string() })
+            }
+            Err(error) => Err(error),
+        })?;
+        let mut rows = Vec::with_capacity(unique.len());
+        for (cell, ended) in unique.into_iter().zip(ended) {
+            match ended {
+                Ended::Measured(measured) => rows.push(Row { cell, measured: *measured }),
+                Ended::Failed { failed } => {
+                    let failed = Failed { cell, reason: failed };
+                    if !self.failed.contains(&failed) {
+                        self.failed.push(failed);
+                    }
+                }
+            }
+        }
+        Ok(rows)
     }
 
     /// The best options of one arm on the tuning people.
@@ -93,7 +128,7 @@ impl Grid<'_> {
         self.best(arm, pairs, kept)
     }
 
-    /// The first of the best of `candidates`.
+    /// The first of the best of `candidates`; the first of all where every one failed.
     fn best(
         &mut self,
         arm: (Student, Condition),

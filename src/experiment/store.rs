@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::files::{Locked, read_text, write_atomic, write_text};
+use crate::files::{Locked, clear_leftovers, make_ready, read_text, write_text};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
 
-/// Written and removed when a store is opened: a full disk shows before work is lost, not after.
-const PROBE_BYTES: usize = 1 << 20;
+/// Room that must be there when a store is opened: a full disk shows before work is lost, not after.
+const ROOM_BYTES: u64 = 1 << 20;
 
 /// A folder of finished cells, held by one process at a time.
 ///
@@ -52,13 +52,9 @@ impl Store {
                 folder.display()
             )));
         };
-        for part in ["cells", "."] {
-            remove_partial(&folder.join(part))?;
-        }
+        clear_leftovers(folder.join("cells"))?;
         remove_finished_scratch(&folder)?;
-        let probe = folder.join(".probe");
-        write_atomic(&probe, |out| out.write_all(&vec![0; PROBE_BYTES]).map_err(Error::io(&probe)))?;
-        std::fs::remove_file(&probe).map_err(Error::io(&probe))?;
+        make_ready(&folder, ROOM_BYTES)?;
         Ok(Store { folder, _lock: lock })
     }
 
@@ -121,6 +117,17 @@ impl Store {
         Ok(entry.result)
     }
 
+    /// Moves `file` of a cell that failed to `failed/`, where it outlives the cell's scratch.
+    pub(super) fn keep_failed<C: Serialize>(&self, cell: &C, file: &Path) -> Result<PathBuf> {
+        let folder = self.folder.join("failed");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let path = folder.join(format!("{}.json", Self::key(cell)?));
+        // Copied, for it may lie on another disk.
+        std::fs::copy(file, &path).map_err(Error::io(file))?;
+        std::fs::remove_file(file).map_err(Error::io(file))?;
+        Ok(path)
+    }
+
     /// A folder for the unfinished `cell`; what is in it outlives an interruption.
     ///
     /// # Errors
@@ -157,18 +164,6 @@ pub fn run_cells<C: Serialize, R: Serialize + DeserializeOwned>(
         progress.advance(1)?;
     }
     Ok(results)
-}
-
-/// Removes the temporary files of [`write_atomic`] that a killed process left.
-fn remove_partial(folder: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with(".cluescope-") && path.is_file() {
-            std::fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
-    }
-    Ok(())
 }
 
 /// Removes the scratch of cells that were kept just before the process was killed.

@@ -193,8 +193,9 @@ fn one(
         for (&(_, base), theirs) in cells.iter().filter(|((other, _), _)| *other == student) {
             let compared = condition == Condition::AttentionDifference
                 || matches!(base, Condition::Plain | Condition::PlainEqualSteps);
-            // Without training there are no seeds to pair by.
-            if compared && base != condition && condition.trains() && base.trains() {
+            // Without training there are no seeds to pair by, and where cells failed all those of a pair may be missing.
+            let paired = condition.trains() && base.trains() && mine.overlaps(theirs);
+            if compared && base != condition && paired {
                 differences.push((base, bootstrap.difference(mine, theirs)?));
             }
         }

@@ -69,13 +69,17 @@ impl Gradients {
     }
 }
 
-/// The values of a contiguous f32 tensor on the CPU.
-pub(super) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => work(&values[start..end]),
-        _ => Err(unsupported(tensor)),
+/// A tensor's values in row-major order, without a copy where they lie so as f32 on the CPU.
+pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    if matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32 {
+        let (storage, layout) = tensor.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
+        {
+            return work(&values[start..end]);
+        }
     }
+    work(&tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
 }
 
 fn unsupported(tensor: &Tensor) -> Error {

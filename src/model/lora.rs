@@ -1,6 +1,6 @@
 //! Low-rank adapters (Hu et al. 2021), named and initialised as Hugging Face's PEFT does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor, Var};
 
@@ -29,14 +29,17 @@ pub struct LoraConfig {
     pub target_modules: Vec<String>,
 }
 
+/// The projections the paper adapts: all of attention and of the MLP, neither embedding nor head.
+pub const PAPER_TARGETS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
 impl Default for LoraConfig {
     fn default() -> Self {
-        let modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         LoraConfig {
             r: 16,
             lora_alpha: 16.0,
             lora_dropout: 0.0,
-            target_modules: modules.map(String::from).to_vec(),
+            target_modules: PAPER_TARGETS.map(String::from).to_vec(),
         }
     }
 }
@@ -78,12 +81,14 @@ pub(super) fn attach(
 ) -> Result<BTreeMap<String, Var>> {
     let mut trainable = BTreeMap::new();
     let mut unmatched = config.target_modules.clone();
+    let mut known = BTreeSet::new();
     decoder.for_each_linear(&mut |linear| {
         if linear.lora.is_some() {
             let merged = Parameter::Matrix(linear).effective(device)?.detach();
             Parameter::Matrix(linear).replace(merged);
         }
         let module = linear.name.rsplit('.').next().unwrap_or(&linear.name);
+        known.insert(module.to_string());
         if !config.target_modules.iter().any(|target| target == module) {
             return Ok(());
         }
@@ -107,7 +112,11 @@ pub(super) fn attach(
     if !unmatched.is_empty() {
         return Err(Error::model(
             model,
-            format!("target_modules {} name no linear layer of this model", unmatched.join(", ")),
+            format!(
+                "target_modules {} name no linear layer of this model; it has {}",
+                unmatched.join(", "),
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            ),
         ));
     }
     Ok(trainable)

@@ -58,7 +58,8 @@ pub use device::Device;
 pub use generate::Generate;
 pub use gguf::GGUF_TYPES;
 pub use hub::Hub;
-pub use lora::LoraConfig;
+pub(crate) use linear::with_values;
+pub use lora::{LoraConfig, PAPER_TARGETS};
 pub use streamed::Streamed;
 
 use crate::error::{Error, Result};

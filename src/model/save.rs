@@ -25,6 +25,14 @@ impl Model {
         self.save_as(folder, DType::F32)
     }
 
+    /// Whether [`Model::save`] knows a form for this model: worth asking before it is trained.
+    ///
+    /// # Errors
+    /// [`Error::Model`] as [`Model::save`].
+    pub fn check_save(&self) -> Result<()> {
+        describe(self.name(), self.config()).map(drop)
+    }
+
     /// [`Model::save`] with the weights rounded to `dtype`: f32, f16 or bf16.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use super::screen::{Rich, show};
 use crate::attention::Attended;
 use crate::augment::Plan;
+use crate::augment::{ALPHA, BETA};
 use crate::contrast::{Contrast, ModelPair};
 use crate::corpus::Corpus;
 use crate::error::Result;
@@ -18,9 +19,9 @@ use crate::train::Run;
 const TEXTS: usize = 20;
 
 impl Contrast {
-    /// Shows the texts coloured by difference, with the paper's dropout probabilities (α 0.6, β 0.05).
+    /// Shows the texts coloured by difference, with the dropout probabilities of [`ALPHA`] and [`BETA`].
     pub fn evcxr_display(&self) {
-        TextPicture::of(self).dropout(0.6, 0.05).first(TEXTS).evcxr_display();
+        TextPicture::of(self).dropout(ALPHA, BETA).first(TEXTS).evcxr_display();
     }
 }
 

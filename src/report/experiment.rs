@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::experiment_record::{answers, configuration, options};
-use super::{Bar, GroupedBars, LineChart, Page, Section, Table};
+use super::summary::{bars, conditions, find, gains_table, groups, known, plain, signed, summary_bars};
+use super::{LineChart, Page, Section, Table};
 use crate::error::Result;
 use crate::evaluate::Interval;
-use crate::experiment::{Condition, Group, Measure, Outcome, Row, Summary};
+use crate::experiment::{Condition, Failed, Group, Measure, Outcome, Row, Stage, Summary};
 
 /// Points of a loss curve at most; a longer one is averaged over stretches of steps.
 const CURVE_POINTS: usize = 150;
@@ -22,7 +23,7 @@ pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
             .lead(lead(outcome))
             .provenance(outcome.provenance.clone());
     for &student in &outcome.protocol.students {
-        let of: Vec<&Summary> = summary.iter().filter(|s| s.student == student).collect();
+        let of: Vec<Summary> = summary.iter().filter(|s| s.student == student).cloned().collect();
         let rows = outcome.rows_of(student);
         if rows.is_empty() {
             continue;
@@ -32,63 +33,60 @@ pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
             _ => format!("{text}: {student} model"),
         };
         page = page
-            .section(results(heading("Results"), &of, &rows)?)
+            .section(results(heading("Results"), &of, &rows, &outcome.failed_of(student))?)
             .section(by_field(heading("By field"), &of)?)
             .section(by_distance(heading("By distance from the name"), &of, outcome.protocol.per_person)?)
             .section(losses(heading("Loss curves"), &rows)?)
             .section(answers(heading("Answers"), &rows)?);
     }
+    let failed = failures(&outcome.failed)?;
+    if !failed.is_empty() {
+        page = page.section(Section::new("Failed cells").table(&failed));
+    }
     Ok(page.section(options(outcome)?).section(configuration(outcome)))
+}
+
+/// The cells that came to no result; empty where all did.
+fn failures(failed: &[Failed]) -> Result<Table> {
+    let columns = ["stage", "student", "condition", "seed", "α", "β", "learning rate", "reason"];
+    let mut table = Table::new(columns).caption(
+        "Cells whose numbers stopped being finite: they are in no mean, and are not run again while their files are kept",
+    );
+    for Failed { cell, reason } in failed {
+        let number = |v: Option<f64>| known(v.map(|v| v.to_string()));
+        table.push([
+            if cell.stage == Stage::Tune { "search" } else { "report" }.to_string(),
+            cell.student.name().into(),
+            cell.condition.label().into(),
+            cell.seed.to_string(),
+            number(cell.alpha),
+            number(cell.beta),
+            number(cell.learning_rate),
+            reason.clone(),
+        ])?;
+    }
+    Ok(table)
 }
 
 fn lead(outcome: &Outcome) -> String {
     let p = &outcome.protocol;
+    let failed = match outcome.failed.iter().filter(|f| f.cell.stage == Stage::Report).count() {
+        0 => String::new(),
+        failed => format!(", {failed} more failed"),
+    };
     format!(
-        "{} people, {} copies a text, {} epochs, {} training seeds, {} cells. Intervals are bootstraps over people and seeds.",
-        p.people,
+        "{}, {} copies a text, {} epochs, {} training seeds, {} cells{failed}. Intervals are bootstraps over {} and seeds.",
+        p.subjects(),
         p.copies,
         p.epochs,
         p.seeds.len(),
-        outcome.rows.len()
+        outcome.rows.len(),
+        p.clusters()
     )
 }
 
-fn conditions(of: &[&Summary]) -> Vec<Condition> {
-    let mut found: Vec<Condition> = of.iter().map(|s| s.condition).collect();
-    found.sort();
-    found.dedup();
-    found
-}
-
-fn find<'a>(
-    of: &[&'a Summary],
-    condition: Condition,
-    group: &Group,
-    measure: Measure,
-) -> Option<&'a Summary> {
-    of.iter().copied().find(|s| s.condition == condition && s.group == *group && s.measure == measure)
-}
-
-pub(super) fn known(value: Option<String>) -> String {
-    value.unwrap_or_else(|| "–".into())
-}
-
-/// `+0.03 [−0.01, +0.07]`
-fn signed(i: &Interval) -> String {
-    let text = if i.is_defined() {
-        format!("{:+.2} [{:+.2}, {:+.2}]", i.estimate, i.low, i.high)
-    } else {
-        format!("{:+.2}", i.estimate)
-    };
-    text.replace('-', "\u{2212}")
-}
-
-fn plain(i: &Interval) -> String {
-    format!("{i:.2}").replace('-', "\u{2212}")
-}
-
 /// What the differences say, in words that claim no more than the intervals do.
-fn verdict(of: &[&Summary], measure: Measure) -> Option<String> {
+fn verdict(of: &[Summary], measure: Measure) -> Option<String> {
     let method = find(of, Condition::AttentionDifference, &Group::All, measure)?;
     let (base, i) = match (method.minus(Condition::PlainEqualSteps), method.minus(Condition::Plain)) {
         (Some(i), _) => ("plain training of equal steps", i),
@@ -106,25 +104,26 @@ fn verdict(of: &[&Summary], measure: Measure) -> Option<String> {
 }
 
 /// The means that open the page and what the paper's method gains over each other condition, two tables a trained
-/// model: for a terminal.
+/// model, and the cells that failed: for a terminal.
 ///
 /// # Errors
 /// None but a fault of the program: a row of another length than its table.
 pub fn experiment_tables(outcome: &Outcome, summary: &[Summary]) -> Result<Vec<Table>> {
     let mut tables = Vec::new();
     for &student in &outcome.protocol.students {
-        let of: Vec<&Summary> = summary.iter().filter(|s| s.student == student).collect();
+        let of: Vec<Summary> = summary.iter().filter(|s| s.student == student).cloned().collect();
         let rows = outcome.rows_of(student);
         if !rows.is_empty() {
-            tables.push(means(&of, &rows)?);
-            tables.extend(Some(gains(&of)?).filter(|table| !table.is_empty()));
+            tables.push(means(&of, &rows, &outcome.failed_of(student))?);
+            tables.extend(Some(gains_table(&of)?).filter(|table| !table.is_empty()));
         }
     }
+    tables.extend(Some(failures(&outcome.failed)?).filter(|table| !table.is_empty()));
     Ok(tables)
 }
 
 /// A row a condition, a column a measure.
-fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
+fn means(of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Table> {
     let mut columns = vec!["condition", "seeds"];
     columns.extend(Measure::ALL.map(Measure::short));
     columns.push("perplexity");
@@ -132,9 +131,17 @@ fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
         "Means over all questions with {:.0} % intervals; perplexity on held-out texts with its range over seeds",
         100.0 * of.first().map_or(0.0, |s| s.value.level)
     ));
-    for condition in conditions(of) {
+    let mut all = conditions(of);
+    all.extend(failed.iter().map(|f| f.cell.condition));
+    all.sort();
+    all.dedup();
+    for condition in all {
         let mine: Vec<&&Row> = rows.iter().filter(|r| r.cell.condition == condition).collect();
-        let mut row = vec![condition.label().to_string(), mine.len().to_string()];
+        let seeds = match failed.iter().filter(|f| f.cell.condition == condition).count() {
+            0 => mine.len().to_string(),
+            failed => format!("{} ({failed} failed)", mine.len()),
+        };
+        let mut row = vec![condition.label().to_string(), seeds];
         for measure in Measure::ALL {
             row.push(known(find(of, condition, &Group::All, measure).map(|s| plain(&s.value))));
         }
@@ -144,15 +151,15 @@ fn means(of: &[&Summary], rows: &[&Row]) -> Result<Table> {
     Ok(table)
 }
 
-fn results(title: String, of: &[&Summary], rows: &[&Row]) -> Result<Section> {
+fn results(title: String, of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Section> {
     let mut section = Section::new(title);
     for measure in [Measure::ExactMatch, Measure::F1, Measure::ChoiceAccuracy] {
         if let Some(text) = verdict(of, measure) {
             section = section.paragraph(text);
         }
     }
-    section = section.table(&means(of, rows)?);
-    let gains = gains(of)?;
+    section = section.table(&means(of, rows, failed)?);
+    let gains = gains_table(of)?;
     let equal = differences(of, Condition::PlainEqualSteps)?;
     let paper = differences(of, Condition::Plain)?;
     for table in [gains, equal, paper].into_iter().filter(|t| !t.is_empty()) {
@@ -189,24 +196,8 @@ fn results(title: String, of: &[&Summary], rows: &[&Row]) -> Result<Section> {
     Ok(section)
 }
 
-/// The paper's method minus every other condition, a column a measure.
-fn gains(of: &[&Summary]) -> Result<Table> {
-    let method = Condition::AttentionDifference;
-    let mut table = Table::new(["compared with"].into_iter().chain(Measure::ALL.map(Measure::short)))
-        .caption(format!("`{method}` minus each other condition, paired by person and seed"));
-    for base in conditions(of) {
-        let cell = |m| find(of, method, &Group::All, m).and_then(|s| s.minus(base));
-        let cells: Vec<Option<Interval>> = Measure::ALL.into_iter().map(cell).collect();
-        if cells.iter().any(Option::is_some) {
-            let name = std::iter::once(base.label().to_string());
-            table.push(name.chain(cells.into_iter().map(|i| known(i.map(|i| signed(&i))))))?;
-        }
-    }
-    Ok(table)
-}
-
 /// Each condition minus `base`, a column a measure.
-fn differences(of: &[&Summary], base: Condition) -> Result<Table> {
+fn differences(of: &[Summary], base: Condition) -> Result<Table> {
     let columns = ["condition"].into_iter().chain(Measure::ALL.map(Measure::short));
     let mut table = Table::new(columns).caption(format!("Minus `{base}`, paired by person and seed"));
     for condition in conditions(of) {
@@ -236,46 +227,20 @@ fn perplexity(rows: &[&&Row]) -> String {
     if found.len() == 1 { format!("{all:.2}") } else { format!("{all:.2} [{low:.2}, {high:.2}]") }
 }
 
-fn labels(of: &[&Summary], kind: &str) -> Vec<Group> {
-    let mut found: Vec<Group> = Vec::new();
-    for s in of.iter().filter(|s| s.group.kind() == kind) {
-        if !found.contains(&s.group) {
-            found.push(s.group.clone());
+fn by_field(title: String, of: &[Summary]) -> Result<Section> {
+    let mut section = Section::new(title).table(&pairs_by_field(of)?);
+    for measure in [Measure::ExactMatch, Measure::ChoiceAccuracy, Measure::LogProb] {
+        if of.iter().any(|s| s.measure == measure) {
+            let bars = summary_bars(format!("By field: {}", measure.label()), of, measure)?;
+            section = section.figure(bars.svg()?, "");
         }
     }
-    found
+    Ok(section)
 }
 
-/// Bars of `measure` for every group, a colour a condition.
-fn bars(title: &str, x_label: &str, of: &[&Summary], groups: &[Group], measure: Measure) -> Result<String> {
-    let mut chart = GroupedBars::new(title)
-        .x_label(x_label)
-        .y_label(measure.label())
-        .categories(groups.iter().map(Group::label));
-    if measure != Measure::LogProb {
-        chart = chart.y_range(0.0, 1.0);
-    }
-    // The untrained model last, so that it takes the grey of the palette.
-    let (last, first): (Vec<Condition>, Vec<Condition>) =
-        conditions(of).into_iter().partition(|c| *c == Condition::Untrained);
-    for condition in first.into_iter().chain(last) {
-        chart = chart.series(
-            condition.label(),
-            groups.iter().map(|g| match find(of, condition, g, measure) {
-                Some(s) if s.value.is_defined() => {
-                    Bar::with_interval(s.value.estimate, s.value.low, s.value.high)
-                }
-                Some(s) => Bar::value(s.value.estimate),
-                None => Bar::missing(),
-            }),
-        );
-    }
-    chart.svg()
-}
-
-fn by_field(title: String, of: &[&Summary]) -> Result<Section> {
-    let groups = labels(of, "field");
-    let mut section = Section::new(title);
+/// A row a condition, a column a field.
+fn pairs_by_field(of: &[Summary]) -> Result<Table> {
+    let groups = groups(of, "field");
     let mut table =
         Table::new(["condition".to_string()].into_iter().chain(groups.iter().map(|g| g.label().to_string())))
             .caption("Exact match / F1 by field, as in the paper's tables");
@@ -287,32 +252,25 @@ fn by_field(title: String, of: &[&Summary]) -> Result<Section> {
         }
         table.push(row)?;
     }
-    section = section.table(&table);
-    for measure in [Measure::ExactMatch, Measure::ChoiceAccuracy, Measure::LogProb] {
-        if of.iter().any(|s| s.measure == measure) {
-            let svg = bars(&format!("By field: {}", measure.label()), "field", of, &groups, measure)?;
-            section = section.figure(svg, "");
-        }
-    }
-    Ok(section)
+    Ok(table)
 }
 
-fn by_distance(title: String, of: &[&Summary], per_person: usize) -> Result<Section> {
+fn by_distance(title: String, of: &[Summary], per_person: usize) -> Result<Section> {
     let mut section = Section::new(title);
     if per_person > 1 {
         return Ok(section.paragraph(format!(
             "Each person has {per_person} biographies, in each of which a fact may stand elsewhere: it has no one distance."
         )));
     }
-    let groups = labels(of, "distance");
+    let groups = groups(of, "distance");
     if groups.is_empty() {
         return Ok(section.paragraph("The corpus does not say how far its answers stand from the name."));
     }
     for measure in [Measure::ExactMatch, Measure::ChoiceAccuracy, Measure::LogProb] {
         if of.iter().any(|s| s.measure == measure) {
             let title = format!("By distance: {}", measure.label());
-            let svg = bars(&title, "characters between the name and the answer", of, &groups, measure)?;
-            section = section.figure(svg, "");
+            let bars = bars(title, "characters between the name and the answer", of, &groups, measure);
+            section = section.figure(bars.svg()?, "");
         }
     }
     let mut table = Table::new([

@@ -1,6 +1,6 @@
 //! What an experiment was made with, and what its models answered.
 
-use super::experiment::known;
+use super::summary::known;
 use super::{Section, Table};
 use crate::error::Result;
 use crate::experiment::{Condition, Outcome, Row, Student};

@@ -106,11 +106,8 @@ mod tests {
     #[test]
     fn overlapping_and_foreign_spans_do_not_break_the_text() {
         let span = |field: &str, start, end| Span { field: field.into(), start, end };
-        let document = Document {
-            id: "<a>".into(),
-            text: "Ål & <b>".into(),
-            spans: vec![span("x", 5, 8), span("y", 0, 2), span("z", 1, 4), span("far", 7, 99)],
-        };
+        let spans = vec![span("x", 5, 8), span("y", 0, 2), span("z", 1, 4), span("far", 7, 99)];
+        let document = Document::new("<a>", "Ål & <b>", spans);
         let corpus = Corpus { documents: vec![document], ..Corpus::default() };
         let html = FactsPicture::of(&corpus).fragment();
         assert!(

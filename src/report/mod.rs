@@ -16,6 +16,7 @@ mod plan_picture;
 mod plot;
 mod probe_figure;
 mod quiz_figure;
+mod summary;
 mod table;
 mod text_picture;
 
@@ -32,5 +33,6 @@ pub use plan_picture::PlanPicture;
 pub use plot::{Bar, GroupedBars, HeatMap, LineChart, PALETTE, StackedBars};
 pub use probe_figure::{Kind, ProbeFigure};
 pub use quiz_figure::QuizFigure;
+pub use summary::{gains_table, summary_bars, summary_table};
 pub use table::Table;
 pub use text_picture::TextPicture;

@@ -181,7 +181,7 @@ mod tests {
         let tokenizer = Tokenizer::train_bpe([text; 4], 280).unwrap();
         let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 1, 1, 32, 64);
         let model = Model::random("toy", config, tokenizer, 1).unwrap();
-        let document = Document { id: "a".into(), text: text.into(), spans: Vec::new() };
+        let document = Document::new("a", text, Vec::new());
         let attended = model.attend(&[document], &Attend::new().map(0, 0).cache(Cache::Off)).unwrap();
         let svg = HeatMap::of_map(&attended.texts[0], 0, "Head 0").unwrap().svg().unwrap();
         assert!(svg.contains("start") && svg.contains("token that reads"), "{svg}");

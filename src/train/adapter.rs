@@ -42,12 +42,28 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Refuses architectures whose projections peft knows under other names, so that no file is written that neither peft
+    /// nor [`Adapter::apply`] could use: worth asking before such a model is trained.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a GPT-2 or GPT-NeoX.
+    pub fn check_names(model: &Model) -> Result<()> {
+        if model.config().norm == Norm::Rms {
+            return Ok(());
+        }
+        Err(Error::model(
+            model.name(),
+            "GPT-2 and GPT-NeoX keep query, key and value in one matrix, so a PEFT file cannot name their adapters apart; \
+             save the merged model instead (Model::save)",
+        ))
+    }
+
     /// The adapter that `model`, made from `base_model` by [`Model::with_lora`] with `config`, carries now.
     ///
     /// # Errors
     /// [`Error::Model`] when `model` carries none, or is a GPT-2 or GPT-NeoX, whose adapters no PEFT file can name.
     pub fn of(model: &Model, config: &LoraConfig, base_model: &str, base_hash: &str) -> Result<Adapter> {
-        check_names(model)?;
+        Self::check_names(model)?;
         let mut tensors = BTreeMap::new();
         for (name, variable) in model.trainable() {
             if !is_adapter(name) {
@@ -172,7 +188,7 @@ impl Adapter {
                 ),
             ));
         }
-        check_names(model)?;
+        Self::check_names(model)?;
         let adapted = model.with_lora(&self.config, 0)?;
         for (name, variable) in adapted.trainable() {
             self.set(model, name, variable)?;
@@ -215,19 +231,6 @@ impl Adapter {
         self.base_hash = Some(model.hash().into());
         self
     }
-}
-
-/// Refuses architectures whose projections peft knows under other names, so that no file is written that neither peft
-/// nor [`Adapter::apply`] could use.
-fn check_names(model: &Model) -> Result<()> {
-    if model.config().norm == Norm::Rms {
-        return Ok(());
-    }
-    Err(Error::model(
-        model.name(),
-        "GPT-2 and GPT-NeoX keep query, key and value in one matrix, so a PEFT file cannot name their adapters apart; \
-         save the merged model instead (Model::save)",
-    ))
 }
 
 fn is_adapter(name: &str) -> bool {

@@ -5,11 +5,13 @@
 //! texts lie one after the other without padding, and attention never crosses from one to the next.
 //!
 //! With packing, a batch is made of *windows* of at most `max_length` tokens into which several texts go
-//! as long as they fit. Two versions of one text (`person`, `person#1`, `person#2`, …) never share a window.
+//! as long as they fit. Two versions of one text never share a window ([`Example::version_of`]); a text that may be a
+//! version of any other has a window to itself.
 //!
 //! ```
 //! use cluescope::train::{Batching, Example};
-//! let examples: Vec<Example> = (0..5).map(|i| Example { id: format!("p{i}"), ids: vec![i, 1, 2] }).collect();
+//! let example = |i| Example { id: format!("p{i}"), version_of: Some(format!("p{i}")), ids: vec![i, 1, 2] };
+//! let examples: Vec<Example> = (0..5).map(example).collect();
 //! let batching = Batching { batch_size: 2, max_length: 16, packing: false, seed: 7 };
 //! let epoch = batching.epoch(&examples, 0);
 //! assert_eq!(epoch.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
@@ -30,26 +32,17 @@ use crate::tokens::Tokenizer;
 pub struct Example {
     /// The document's id.
     pub id: String,
+    /// [`Document::version_of()`]: what all versions of one text have in common; `None` where that is unknown.
+    pub version_of: Option<String>,
     /// Its tokens, start token and all; at least two.
     pub ids: Vec<u32>,
 }
 
 impl Example {
-    /// The id without the copy's number: what augmented copies of one text have in common.
-    pub fn base(&self) -> &str {
-        base(&self.id)
+    /// Whether the two are known to be versions of different texts.
+    fn goes_with(&self, other: &Example) -> bool {
+        matches!((&self.version_of, &other.version_of), (Some(a), Some(b)) if a != b)
     }
-}
-
-fn base(mut id: &str) -> &str {
-    // More than once: copies may have been copied again.
-    while let Some((base, copy)) = id.rsplit_once('#')
-        && !copy.is_empty()
-        && copy.bytes().all(|b| b.is_ascii_digit())
-    {
-        id = base;
-    }
-    id
 }
 
 /// Texts ready for training, and what was done to them.
@@ -81,16 +74,19 @@ impl Prepared {
                 ids.truncate(max_length);
                 prepared.truncated += 1;
             }
-            prepared.examples.push(Example { id: document.id.clone(), ids });
+            let version_of = document.version_of().map(String::from);
+            prepared.examples.push(Example { id: document.id.clone(), version_of, ids });
         }
         Ok(prepared)
     }
 
-    /// Identifies ids and tokens; a checkpoint carries it so that no other corpus continues the run.
-    pub fn hash(&self) -> String {
+    /// Identifies ids and tokens, and with `packing` what the windows depend on beside them; a checkpoint carries it so
+    /// that no other corpus continues the run.
+    pub fn hash(&self, packing: bool) -> String {
         content_hash(self.examples.iter().flat_map(|example| {
             let ids: Vec<u8> = example.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            [example.id.as_bytes().to_vec(), ids]
+            let version_of = packing.then(|| format!("{:?}", example.version_of).into_bytes());
+            [example.id.as_bytes().to_vec(), ids].into_iter().chain(version_of)
         }))
     }
 }
@@ -133,7 +129,7 @@ impl Batching {
             let oldest = windows.len().saturating_sub(OPEN_WINDOWS);
             let room = windows[oldest..].iter_mut().find(|(used, texts)| {
                 used + example.ids.len() <= self.max_length
-                    && texts.iter().all(|&other| examples[other].base() != example.base())
+                    && texts.iter().all(|&other| example.goes_with(&examples[other]))
             });
             match room {
                 Some((used, texts)) => {
@@ -169,7 +165,8 @@ mod tests {
         (0..40)
             .flat_map(|person| {
                 (0..=copies).map(move |copy| Example {
-                    id: if copy == 0 { format!("p{person}") } else { format!("p{person}#{copy}") },
+                    id: format!("p{person} {copy}"),
+                    version_of: Some(format!("p{person}")),
                     ids: vec![person; 5 + (person as usize * 7 + copy) % 20],
                 })
             })
@@ -198,7 +195,7 @@ mod tests {
         for window in windows {
             let tokens: usize = window.iter().map(|&i| examples[i].ids.len()).sum();
             assert!(tokens <= 64);
-            let mut people: Vec<&str> = window.iter().map(|&i| examples[i].base()).collect();
+            let mut people: Vec<_> = window.iter().map(|&i| &examples[i].version_of).collect();
             people.sort_unstable();
             people.dedup();
             assert_eq!(people.len(), window.len());
@@ -206,17 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_copy_number_is_cut_from_an_id() {
-        for (id, expected) in [
-            ("a", "a"),
-            ("a#1", "a"),
-            ("a#12", "a"),
-            ("C# lesson", "C# lesson"),
-            ("a#b", "a#b"),
-            ("a#", "a#"),
-            ("a#1#2", "a"),
-        ] {
-            assert_eq!(base(id), expected);
+    fn what_may_be_a_version_of_anything_is_alone() {
+        let mut examples = examples(0);
+        for example in &mut examples[..10] {
+            example.version_of = None;
+        }
+        let batching = Batching { batch_size: 1, max_length: 64, packing: true, seed: 3 };
+        for window in batching.epoch(&examples, 0) {
+            assert!(window.len() == 1 || window.iter().all(|&i| i >= 10), "{window:?}");
         }
     }
 

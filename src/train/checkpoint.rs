@@ -117,6 +117,11 @@ pub(super) fn path(folder: &Path) -> PathBuf {
     folder.join("checkpoint.safetensors")
 }
 
+/// Bytes of the states that lie in `folder`.
+pub(super) fn held_bytes(folder: &Path) -> u64 {
+    [path(folder), best_path(folder)].iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum()
+}
+
 /// Keeps other processes out of `folder`, in which two runs would overwrite each other's state.
 ///
 /// # Errors

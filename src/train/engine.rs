@@ -52,7 +52,7 @@ impl Pass {
     }
 }
 
-/// Where [`Engine::keep_failed_batch`] keeps it.
+/// The name under which a batch of a failed step is kept.
 const FAILED_BATCH: &str = "failed-batch.json";
 
 /// Loss and size of one step.
@@ -93,7 +93,8 @@ impl Engine {
     }
 
     /// A step that fails because its loss or gradient is not finite leaves its batch in `folder`, as
-    /// `failed-batch.json`: the step, and of each pass the texts' tokens, targets and names.
+    /// `failed-batch.json`: the step, and of each pass the texts' tokens, targets and names. Without a folder it is left
+    /// among the system's temporary files.
     pub fn keep_failed_batch(mut self, folder: impl AsRef<Path>) -> Engine {
         self.failures = Some(folder.as_ref().to_path_buf());
         self
@@ -149,15 +150,18 @@ impl Engine {
 
     /// The error for numbers that are not finite, after keeping the batch they came from.
     fn failed(&self, what: String, remedy: &str, passes: &[Pass], step: usize) -> Result<Error> {
-        let texts = names(passes);
-        let Some(folder) = &self.failures else {
-            return Ok(Error::Stopped(format!("step {step}: {what} on {texts}; {remedy}")));
+        let path = match &self.failures {
+            Some(folder) => folder.join(FAILED_BATCH),
+            None => {
+                let temporary = std::env::temp_dir();
+                let folder = tempfile::Builder::new().prefix("cluescope-").tempdir_in(&temporary);
+                folder.map_err(Error::io(&temporary))?.keep().join(FAILED_BATCH)
+            }
         };
-        let path = folder.join(FAILED_BATCH);
         let batch = serde_json::json!({"step": step, "reason": what, "passes": passes});
         write_text(&path, &format!("{batch}\n"))?;
-        let kept = path.display();
-        Ok(Error::Stopped(format!("step {step}: {what} on {texts}; the batch is kept in {kept}; {remedy}")))
+        let message = format!("step {step}: {what} on {}; {remedy}", names(passes));
+        Ok(Error::Diverged { message, batch: Some(path) })
     }
 }
 

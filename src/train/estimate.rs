@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::batch::Example;
+use super::checkpoint;
 use super::params::{Finetune, Method, Settings};
 use super::trainer::prepare;
 use crate::corpus::Corpus;
@@ -86,6 +87,14 @@ impl std::fmt::Display for MemoryEstimate {
 }
 
 impl Finetune {
+    /// About the bytes that a run of this `estimate` will write into its [`checkpoint`](Finetune::checkpoint) folder beyond
+    /// what is there: a state is written whole before it takes the last one's place.
+    pub fn disk_bytes(&self, estimate: &MemoryEstimate) -> u64 {
+        let best = if self.evaluation.is_some() { estimate.trainable } else { 0 };
+        let held = self.checkpoint.as_deref().map_or(0, checkpoint::held_bytes);
+        (2 * (estimate.trainable + estimate.optimizer + best)).saturating_sub(held)
+    }
+
     /// The memory that [`Model::finetune`] of `model` on `corpus` will need.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ impl HeldOut {
 
     /// Identifies ids and tokens.
     pub(super) fn hash(&self) -> String {
-        self.prepared.hash()
+        self.prepared.hash(false)
     }
 
     pub(super) fn loss(&self, model: &Model) -> Result<f64> {

@@ -27,13 +27,15 @@ pub use estimate::MemoryEstimate;
 pub use evaluation::Evaluation;
 pub use lessons::Mixture;
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_factor, global_norm};
-pub use params::{Finetune, Method, PAPER_TARGETS, Settings};
+pub use params::{Finetune, Method, Settings};
 pub use pretrain::{Pretrained, PretrainingReport, Recipe, Size, pretrain};
 pub use schedule::{LearningRate, Schedule, warmup_steps};
 pub use trainer::{EpochRecord, Run};
 
+pub use crate::model::PAPER_TARGETS;
+
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{Model, with_values};
 use crate::provenance::content_hash;
 
 /// The content hash of a model whose trainable tensors moved away from `base`.
@@ -42,7 +44,7 @@ fn trained_hash(base: &str, model: &Model) -> Result<String> {
     // One tensor after the other: after full fine-tuning all of them together are as large as the model.
     let tensors = model.trainable().iter().flat_map(|(name, variable)| {
         let bytes = |v: &[f32]| Ok(v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-        let bytes = optimizer::with_values(variable, bytes).unwrap_or_else(|error| {
+        let bytes = with_values(variable, bytes).unwrap_or_else(|error| {
             failure = Some(error);
             Vec::new()
         });

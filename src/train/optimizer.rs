@@ -17,11 +17,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::model::with_values;
 
 /// The optimiser's constants.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -281,19 +282,6 @@ fn storage_type(storage: &CpuStorage) -> DType {
     storage.dtype()
 }
 
-/// Calls `then` with a tensor's values in row-major order, without a copy where the tensor lies so.
-pub(crate) fn with_values<T>(tensor: &Tensor, then: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    if matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32 && tensor.is_contiguous() {
-        let (storage, layout) = tensor.storage_and_layout();
-        if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
-            (&*storage, layout.contiguous_offsets())
-        {
-            return then(&values[start..end]);
-        }
-    }
-    then(&tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
-}
-
 /// The Euclidean norm over all tensors together, summed in name order and fixed chunks, so that it
 /// has the same bits at any number of threads. A GPU sums each tensor there.
 ///
@@ -344,7 +332,8 @@ mod tests {
             let mut stream = crate::random::Stream::new(seed, "adamw", &[]);
             (0..size).map(|_| (stream.bits64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
         };
-        let tensor = |seed: u64| Tensor::from_vec(draw(seed, 40_000), (200, 200), &Device::Cpu).unwrap();
+        let tensor =
+            |seed: u64| Tensor::from_vec(draw(seed, 40_000), (200, 200), &candle_core::Device::Cpu).unwrap();
         let (here, there) = (Var::from_tensor(&tensor(1)).unwrap(), Var::from_tensor(&tensor(1)).unwrap());
         let mut optimizer = AdamW::new(config);
         let mut state = State::Host(Moments::default());

@@ -106,8 +106,8 @@ pub struct Settings {
 /// | [`early_stopping_patience`](Finetune::early_stopping_patience) | – | evaluations without a lower loss before the run ends | from 1, with `evaluate` |
 /// | [`load_best_model_at_end`](Finetune::load_best_model_at_end) | on | the result is the step of lowest evaluation loss | on, off |
 /// | [`checkpoint`](Finetune::checkpoint) | – | folder to save to and resume from | a folder |
-/// | [`save_steps`](Finetune::save_steps) | 0: each epoch's end | steps between checkpoints | any |
-/// | [`save_every`](Finetune::save_every) | – | time between checkpoints, instead of steps | any |
+/// | [`save_every`](Finetune::save_every) | 45 s, see [`save_every`](crate::files::save_every()) | time between checkpoints | any |
+/// | [`save_steps`](Finetune::save_steps) | 0: by time alone | steps between checkpoints, beside the time | any |
 /// | [`logging_dir`](Finetune::logging_dir) | – | folder for TensorBoard event files | a folder |
 ///
 /// ```
@@ -134,7 +134,7 @@ impl Default for Finetune {
     fn default() -> Self {
         Finetune {
             settings: Settings {
-                method: Method::Lora(paper_lora()),
+                method: Method::Lora(LoraConfig::default()),
                 learning_rate: 5e-4,
                 schedule: Schedule::Linear,
                 warmup_ratio: 0.1,
@@ -160,19 +160,6 @@ impl Default for Finetune {
             logging_dir: None,
             misplaced: None,
         }
-    }
-}
-
-/// The projections the paper adapts: all of attention and of the MLP, neither embedding nor head.
-pub const PAPER_TARGETS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-fn paper_lora() -> LoraConfig {
-    LoraConfig {
-        r: 16,
-        lora_alpha: 16.0,
-        lora_dropout: 0.0,
-        target_modules: PAPER_TARGETS.map(String::from).to_vec(),
     }
 }
 
@@ -319,13 +306,13 @@ impl Finetune {
         self
     }
 
-    /// Optimiser steps between checkpoints; 0 saves at the end of every epoch.
+    /// Also saves a checkpoint each time so many optimiser steps are done; 0 saves by time alone.
     pub fn save_steps(mut self, save_steps: usize) -> Self {
         self.save_steps = save_steps;
         self
     }
 
-    /// Time between checkpoints: a killed run redoes at most this much. Takes the place of [`Finetune::save_steps`].
+    /// Time between checkpoints: a killed run redoes at most this much, and the step it was in.
     pub fn save_every(mut self, time: Duration) -> Self {
         self.save_every = Some(time);
         self
@@ -482,6 +469,7 @@ fn whole(name: &'static str, value: usize, range: RangeInclusive<usize>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use super::super::PAPER_TARGETS;
     use super::*;
 
     #[test]

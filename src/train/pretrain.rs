@@ -1,7 +1,7 @@
 //! Pretraining a small decoder from nothing, for the bundled nano pair.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_text};
+use crate::files::{make_ready, read_text, save_every, write_text};
 use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
@@ -241,9 +241,6 @@ pub struct PretrainingReport {
     pub probes: Vec<(usize, f64)>,
 }
 
-/// Time between checkpoints: no more than this is lost to a kill.
-const SAVE_EVERY: Duration = Duration::from_secs(45);
-
 /// Steps between two looks at how well the model reads.
 const PROBE_STEPS: usize = 50;
 /// Texts of such a look.
@@ -253,10 +250,14 @@ const PROBE_TEXTS: u64 = 16;
 /// The state lies in the same folder while training; the same call goes on from it, and a finished model is read back.
 ///
 /// # Errors
-/// Values out of range, files that cannot be written, a loss that is not finite, [`Error::Interrupted`] after saving the state.
+/// Values out of range, files that cannot be written, another process that trains in the folder, a loss that is not finite,
+/// [`Error::Interrupted`] after saving the state.
 pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     recipe.check()?;
     let folder = out.as_ref().join(&recipe.name);
+    let _locked = checkpoint::lock(&folder)?;
+    // How much room is needed follows from the vocabulary, which takes a while to learn; whether there is any shows at once.
+    make_ready(&folder, 0)?;
     let mut lessons = Lessons::new(&recipe.mixture, recipe.seed)?;
     let before = recipe.before.as_deref().map(|before| pretrain(before, out.as_ref())).transpose()?;
     let tokenizer = match &before {
@@ -272,6 +273,8 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     if let Some(report) =
         read_report(&report_path).filter(|report| report.recipe == *recipe && report.texts == texts)
     {
+        // Killed just before, the last run may have left it.
+        remove_state(&folder)?;
         return saved(recipe, folder, report);
     }
     let base = match before {
@@ -289,7 +292,10 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     if recipe.before.is_none() {
         look_back(&start, recipe.look_back_heads)?;
     }
-    let mut engine = Engine::new(start, recipe.adamw, options);
+    // The state twice, since it is written whole before it takes the last one's place, and the f16 weights.
+    let bytes = (base.parameter_count() * (2 * 3 * size_of::<f32>() + 2)) as u64;
+    make_ready(&folder, bytes.saturating_sub(checkpoint::held_bytes(&folder)))?;
+    let mut engine = Engine::new(start, recipe.adamw, options).keep_failed_batch(&folder);
     let identity = Identity {
         kind: "pretraining".into(),
         model: base.name().into(),
@@ -322,10 +328,15 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     let text = serde_json::to_string_pretty(&report).map_err(|e| Error::format(&report_path, "", e))?;
     write_text(&report_path, &format!("{text}\n"))?;
     // The result is whole; the state, six times its size, has done its work.
-    let state = checkpoint::path(&folder);
+    remove_state(&folder)?;
+    saved(recipe, folder, report)
+}
+
+fn remove_state(folder: &Path) -> Result<()> {
+    let state = checkpoint::path(folder);
     match std::fs::remove_file(&state) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&state)(e)),
-        _ => saved(recipe, folder, report),
+        _ => Ok(()),
     }
 }
 
@@ -405,7 +416,7 @@ fn train(
         progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
     };
     history.steps.iter().for_each(curve);
-    let mut saved = Instant::now();
+    let (save_every, mut saved) = (save_every()?, Instant::now());
     let mut smooth = None;
     let probe = lessons.probe(tokenizer, PROBE_TEXTS)?;
     let mut answers = String::new();
@@ -442,7 +453,7 @@ fn train(
             answers = format!(", answers {loss:.3}");
         }
         progress.note(format!("loss {mean:.3}{answers}, rate {learning_rate:.2e}"));
-        if saved.elapsed() > SAVE_EVERY {
+        if saved.elapsed() >= save_every {
             save(engine, history)?;
             saved = Instant::now();
         }

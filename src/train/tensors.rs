@@ -11,9 +11,9 @@ use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use super::optimizer::with_values;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::model::with_values;
 
 /// One tensor to write.
 pub(super) enum Values<'a> {

@@ -1,6 +1,7 @@
 //! Fine-tuning: from a model and a corpus to a trained model and the record of every step.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use super::tensorboard::Events;
 use crate::augment::Denoise;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
+use crate::files::{make_ready, save_every};
 use crate::memory;
 use crate::model::Model;
 use crate::progress::Progress;
@@ -129,7 +131,7 @@ impl Model {
             kind: "fine-tuning".into(),
             model: self.name().into(),
             model_hash: self.hash().into(),
-            data: prepared.hash(),
+            data: prepared.hash(settings.packing),
             held_out: held_out.as_ref().map(HeldOut::hash).unwrap_or_default(),
             settings: serde_json::to_value(&settings)
                 .map_err(|e| Error::Stopped(format!("settings: {e}")))?,
@@ -138,12 +140,14 @@ impl Model {
         let mut locked = None;
         if let Some(folder) = &finetune.checkpoint {
             locked = Some(checkpoint::lock(folder)?);
+            make_ready(folder, finetune.disk_bytes(&estimate))?;
             engine = engine.keep_failed_batch(folder);
             history = checkpoint::resume(folder, &identity, settings.adamw, &mut engine)?.unwrap_or_default();
         }
         let events =
             finetune.logging_dir.as_ref().map(|folder| Events::create(folder, history.steps.len() + 1));
         let mut training = Training {
+            save_every: finetune.save_every.map_or_else(save_every, Ok)?,
             plan: Plan::new(&settings, &prepared.examples),
             examples: &prepared.examples,
             held_out,
@@ -247,6 +251,7 @@ struct Training<'a> {
     finetune: &'a Finetune,
     identity: &'a Identity,
     events: Option<Events>,
+    save_every: Duration,
     /// What was learned at the lowest evaluation loss, where no folder keeps it.
     best: Option<BTreeMap<String, Tensor>>,
 }
@@ -264,7 +269,7 @@ impl Training<'_> {
             progress.point(("step", record.step as f64), ("loss (nats a token)", record.loss));
         };
         history.steps.iter().for_each(curve);
-        let mut saved = std::time::Instant::now();
+        let mut saved = Instant::now();
         let noise = match settings.denoise {
             Some(share) => Some(Denoise::new(share, settings.seed)?),
             None => None,
@@ -305,13 +310,14 @@ impl Training<'_> {
                     curve(&record);
                 }
                 let ends_epoch = index + 1 == in_epoch;
-                let due = |every: usize| match every {
-                    0 => ends_epoch || step == total,
-                    every => step.is_multiple_of(every) || step == total,
-                };
+                let reached = |every: usize| every > 0 && step.is_multiple_of(every);
                 // Also for a step of an earlier life that was interrupted in its evaluation.
                 let missing = history.evaluations.last().is_none_or(|last| last.step < step);
-                let evaluated = due(settings.eval_steps) && missing && self.held_out.is_some();
+                let due = match settings.eval_steps {
+                    0 => ends_epoch,
+                    every => reached(every),
+                };
+                let evaluated = (due || step == total) && missing && self.held_out.is_some();
                 if evaluated {
                     self.evaluate(&engine.model, step, passed, history)?;
                 }
@@ -320,13 +326,9 @@ impl Training<'_> {
                 {
                     let ended =
                         step == total || exhausted(&history.evaluations, settings.early_stopping_patience);
-                    let save = match self.finetune.save_every {
-                        Some(time) => ended || saved.elapsed() >= time,
-                        None => ended || due(self.finetune.save_steps),
-                    };
-                    if save {
+                    if ended || reached(self.finetune.save_steps) || saved.elapsed() >= self.save_every {
                         checkpoint::save(folder, self.identity, engine, history)?;
-                        saved = std::time::Instant::now();
+                        saved = Instant::now();
                     }
                 }
                 if taken {

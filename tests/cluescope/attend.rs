@@ -18,7 +18,7 @@ use crate::families::fixture;
 
 fn document(id: &str, text: &str, spans: &[(&str, usize, usize)]) -> Document {
     let spans = spans.iter().map(|&(field, start, end)| Span { field: field.into(), start, end }).collect();
-    Document { id: id.into(), text: text.into(), spans }
+    Document::new(id, text, spans)
 }
 
 fn people() -> Vec<Document> {

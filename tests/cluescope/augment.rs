@@ -515,7 +515,7 @@ fn eda_changes_words_as_described() {
 
     for text in ["", "   ", "one"] {
         let mut c = Corpus::default();
-        c.documents.push(Document { id: "e".into(), text: text.into(), spans: Vec::new() });
+        c.documents.push(Document::new("e", text, Vec::new()));
         Augment::eda(Eda { share: 1.0, synonyms: None }).copies(6).apply(&c).unwrap();
     }
 }

@@ -283,3 +283,167 @@ fn distances_of_texts_of_ones_own_are_reported() {
     let page = std::fs::read_to_string(at.join("run/report.html")).unwrap();
     assert!(page.contains("By distance: exact match") && !page.contains("no one distance"));
 }
+
+/// Every kind of corpus can be asked about as it is, and what cannot work is told before a model is loaded.
+#[test]
+fn each_kind_of_corpus_makes_a_quiz_by_default() {
+    let folder = workplace();
+    let at = folder.path();
+    good(at, &["biographies", "3", "--out", "people.csv"]);
+    good(at, &["biographies", "3", "--out", "people.parquet"]);
+    let squad = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/paragraphs.json");
+    let all = Corpus::read(&squad).unwrap().questions.len();
+    let squad = squad.to_str().unwrap();
+    let own = r#"{"id": "a", "text": "A ship is red."}
+{"document": "a", "field": "colour", "question": "What is red?", "answers": ["A ship"]}
+{"document": "b", "field": "colour", "question": "What is blue?", "answers": ["The sea"], "example": true}
+"#;
+    std::fs::write(at.join("own.jsonl"), own).unwrap();
+    for (corpus, questions, few_shot) in
+        [("people.csv", 15, 5), ("people.parquet", 15, 5), (squad, all, 5), ("own.jsonl", 1, 1)]
+    {
+        let said = good(at, &["quiz", "--model", "small", "--corpus", corpus, "--out", "out/a.jsonl"]);
+        assert!(said.contains(&format!("{questions} questions answered")), "{corpus}: {said}");
+        let answers = std::fs::read_to_string(at.join("out/a.jsonl")).unwrap();
+        let first: Value = serde_json::from_str(answers.lines().next().unwrap()).unwrap();
+        let prompt = first["prompt"].as_str().unwrap();
+        assert_eq!(prompt.matches("Answer:").count(), 1 + few_shot, "{corpus}: {prompt}");
+        assert_eq!(std::fs::read_dir(at.join("out")).unwrap().count(), 1, "the checkpoint is gone");
+    }
+    let ask = ["quiz", "--model", "nowhere", "--corpus", "people.csv"];
+    for (more, part) in [
+        (&["--few-shot", "11"][..], "few_shot = 11"),
+        (&["--max-new-tokens", "0"], "max_new_tokens = 0"),
+        (&["--out", "answers.txt"], "ends in .jsonl, .csv or .parquet"),
+    ] {
+        let message = bad(at, &[&ask[..], more].concat());
+        assert!(message.contains(part) && !message.contains("nowhere"), "{more:?}: {message}");
+    }
+}
+
+/// The time between saves is a number of seconds.
+#[test]
+fn a_wrong_time_between_saves_is_named() {
+    let folder = workplace();
+    let words = ["quiz", "--model", "small", "--corpus", "people.jsonl", "--out", "a.jsonl"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cluescope"));
+    let output = command
+        .args(words)
+        .current_dir(folder.path())
+        .env("CLUESCOPE_SAVE_SECONDS", "soon")
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("CLUESCOPE_SAVE_SECONDS = soon: a number of seconds"), "{message}");
+}
+
+#[test]
+fn questions_without_texts_are_no_corpus_to_read() {
+    let folder = workplace();
+    let at = folder.path();
+    let own = "{\"document\": \"a\", \"field\": \"f\", \"question\": \"What?\", \"answers\": [\"That\"]}\n";
+    std::fs::write(at.join("asked.jsonl"), own).unwrap();
+    for words in [
+        "attend --model small --corpus asked.jsonl --out out.jsonl",
+        "contrast --small small --large large --corpus asked.jsonl --out out.jsonl",
+        "augment plain --corpus asked.jsonl --out out.jsonl",
+        "finetune --model small --corpus asked.jsonl --out out.jsonl",
+        "reproduce --small small --large large --corpus asked.jsonl --out out.jsonl",
+    ] {
+        let message = bad(at, &words.split(' ').collect::<Vec<_>>());
+        assert!(message.contains("asked.jsonl: questions, but no text"), "{words}: {message}");
+        assert!(!at.join("out.jsonl").is_file(), "{words}");
+    }
+}
+
+/// GPT-2 keeps query, key and value in one matrix: no PEFT file can name their adapters, and the merged model is written.
+#[test]
+fn adapters_without_a_peft_form_become_a_merged_model() {
+    let folder = workplace();
+    let at = folder.path();
+    let gpt2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families/gpt2");
+    let base =
+        ["finetune", "--model", gpt2.to_str().unwrap(), "--corpus", "people.jsonl", "--max-length", "32"];
+    let more = ["--max-steps", "2", "--learning-rate", "1e-2", "--target-modules", "q_proj", "v_proj"];
+    let output = run(at, &[&base[..], &more, &["--out", "run"]].concat());
+    let note = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && note.contains("model/ will be written, and no adapter/"), "{note}");
+    assert!(!at.join("run/adapter").exists() && at.join("run/training.json").exists());
+    let (before, after) =
+        (Model::load(base[2]).unwrap(), Model::load(at.join("run/model").to_str().unwrap()).unwrap());
+    assert_eq!(before.config(), after.config());
+    assert_ne!(before.hash(), after.hash());
+    let message = bad(at, &[&base[..], &["--out", "none"]].concat());
+    assert!(
+        message.contains("gate_proj name no linear layer") && message.contains("it has down_proj"),
+        "{message}"
+    );
+    assert!(!at.join("none/checkpoint.safetensors").exists(), "nothing was trained");
+}
+
+/// Several biographies of one person are one person, and a fact that stands elsewhere in each has no one distance.
+#[test]
+fn people_with_several_texts_of_ones_own_are_counted_once() {
+    let folder = workplace();
+    let at = folder.path();
+    let several = ["biographies", "4", "--per-person", "3", "--permute-sentences", "--out"];
+    for corpus in ["several.jsonl", "several.csv"] {
+        good(at, &[&several[..], &[corpus]].concat());
+        let (cells, out) = (format!("{corpus} run"), at.join(format!("{corpus} run")));
+        let words = "reproduce --small small --large large --conditions untrained,plain --epochs 1 --seeds 1 --lora-r 2";
+        let said = good(
+            at,
+            &[&words.split(' ').collect::<Vec<_>>()[..], &["--corpus", corpus, "--out", &cells]].concat(),
+        );
+        assert!(
+            said.contains(&format!("people      4 people or things with up to 3 texts each of {corpus}")),
+            "{said}"
+        );
+        let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+        assert!(
+            page.contains("no one distance") && page.contains("4 people or things with up to 3 texts each")
+        );
+        assert!(!page.contains("Where the two models look"), "no condition needs the contrast");
+        let summary = std::fs::read_to_string(out.join("summary.csv")).unwrap();
+        assert!(summary.contains(",field,city,") && !summary.contains(",distance,"), "{summary}");
+        let results = std::fs::read_to_string(out.join("results.csv")).unwrap();
+        // Five questions for each of four people.
+        assert!(results.lines().nth(1).unwrap().contains(",20,"), "{results}");
+    }
+}
+
+/// What is expected lies near what is needed, beside what the program itself takes.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_memory_expected_is_about_the_memory_needed() {
+    let folder = workplace();
+    let at = folder.path();
+    let tokenizer = Model::load(at.join("small").to_str().unwrap()).unwrap().tokenizer().clone();
+    let config = DecoderConfig::llama(tokenizer.vocab_size(), 256, 4, 4, 4, 1024, 1024);
+    Model::random("wide", config, tokenizer, 1).unwrap().save(at.join("wide")).unwrap();
+    let mega = |bytes: u64| bytes as f64 / 1e6;
+    let measure = |model: &str, more: &[&str]| {
+        let words =
+            ["finetune", "--model", model, "--corpus", "people.jsonl", "--max-steps", "2", "--out", "run"];
+        good(at, &[&words[..], more].concat());
+        let report = json(at.join("run/training.json"));
+        std::fs::remove_dir_all(at.join("run")).unwrap();
+        let parts = ["weights", "trainable", "gradients", "optimizer", "activations"];
+        let expected: u64 = parts.iter().map(|part| report["memory_expected"][part].as_u64().unwrap()).sum();
+        (mega(expected), mega(report["peak_memory"].as_u64().unwrap()))
+    };
+    let (small, program) = measure("small", &["--full"]);
+    let program = program - small;
+    for more in [&["--full"][..], &["--lora-r", "16"], &["--full", "--gradient-checkpointing"]] {
+        let (expected, peak) = measure("wide", more);
+        let needed = peak - program;
+        println!(
+            "{more:?}: {expected:.0} MB expected, {needed:.0} needed beside {program:.0} of the program"
+        );
+        assert!(expected > 30.0, "too small a run to tell");
+        assert!(
+            (0.6..1.6).contains(&(needed / expected)),
+            "{more:?}: {expected:.0} MB expected, {needed:.0} needed"
+        );
+    }
+}

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 /// Biographies with marked facts; `[field|text]` marks one.
 fn document(id: &str, marked: &str) -> Document {
-    let mut document = Document { id: id.into(), text: String::new(), spans: Vec::new() };
+    let mut document = Document::new(id, "", Vec::new());
     let mut rest = marked;
     while let Some((before, after)) = rest.split_once('[') {
         document.text.push_str(before);

@@ -162,9 +162,7 @@ fn people() -> Corpus {
         question("Cy", "city", "Oslo", 41),
         question("Cy", "company", "acme", 241),
     ];
-    let documents = ["Ada", "Bo", "Cy"]
-        .map(|p| Document { id: p.into(), text: format!("{p} was."), spans: vec![] })
-        .to_vec();
+    let documents = ["Ada", "Bo", "Cy"].map(|p| Document::new(p, format!("{p} was."), vec![])).to_vec();
     let examples = ["P", "Q", "R"]
         .iter()
         .flat_map(|p| [question(p, "city", "Rome", 0), question(p, "company", "Fiat", 0)])
@@ -272,10 +270,8 @@ fn a_quiz_that_cannot_be_asked_says_why() {
 #[test]
 fn perplexity_adds_up_counts_over_windows() {
     let parrot = Parrot { context: 16, ..Parrot::new(&[]) };
-    let texts: Vec<Document> = ["aaaa", "AB", "", &"c".repeat(50)]
-        .iter()
-        .map(|t| Document { id: "x".into(), text: (*t).into(), spans: vec![] })
-        .collect();
+    let texts: Vec<Document> =
+        ["aaaa", "AB", "", &"c".repeat(50)].iter().map(|t| Document::new("x", *t, vec![])).collect();
     let got = perplexity(&parrot, &texts).unwrap();
     // The start token is context, everything after it is predicted.
     assert_eq!((got.tokens, got.texts), (56, 4));

@@ -450,3 +450,105 @@ fn what_cannot_work_fails_before_models_are_loaded() {
     assert!(message.contains("100 positions of short"), "{message}");
     assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
 }
+
+/// Diverges where `when` says so, and leaves a batch.
+struct Diverging {
+    inner: Formula,
+    when: fn(&Cell) -> bool,
+}
+
+impl Runner for Diverging {
+    fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs> {
+        self.inner.prepare(protocol)
+    }
+
+    fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured> {
+        if !(self.when)(cell) {
+            return self.inner.run(cell, scratch);
+        }
+        self.inner.cells.push(cell.clone());
+        let batch = scratch.join("failed-batch.json");
+        std::fs::write(&batch, "{}").unwrap();
+        Err(Error::Diverged { message: "step 3: the loss is NaN".into(), batch: Some(batch) })
+    }
+}
+
+#[test]
+fn a_cell_that_diverges_fails_alone_is_shown_and_never_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    // The best learning rate of the formula, and one reported cell.
+    let when = |cell: &Cell| match cell.stage {
+        Stage::Tune => cell.learning_rate == Some(5e-4),
+        Stage::Report => cell.condition == Condition::Random && cell.seed == 2,
+    };
+    let mut runner = Diverging { inner: Formula::new(), when };
+    let outcome = run(&protocol(), folder.path(), &mut runner).unwrap();
+    assert!(outcome.rows.iter().all(|row| row.cell.learning_rate != Some(5e-4)), "a failed rate was chosen");
+    assert_eq!(outcome.rows.len(), 6 * 3);
+    // One rate of each of six arms, and the reported cell.
+    assert_eq!(outcome.failed.len(), 6 + 1);
+    for failed in &outcome.failed {
+        let kept = failed.reason.strip_prefix("step 3: the loss is NaN; the batch is kept in ").unwrap();
+        assert!(
+            Path::new(kept).starts_with(folder.path().join("failed")) && Path::new(kept).exists(),
+            "{kept}"
+        );
+    }
+    let mut again = Diverging { inner: Formula::new(), when };
+    assert_eq!(run(&protocol(), folder.path(), &mut again).unwrap(), outcome);
+    assert!(again.inner.cells.is_empty(), "nor is a failed cell run again");
+
+    let summary = outcome.summary(&Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+    let paths = outcome.write(folder.path().join("out"), &summary).unwrap();
+    let csv = std::fs::read_to_string(folder.path().join("out/failed.csv")).unwrap();
+    assert!(paths.len() == 11 && csv.lines().count() == 8 && csv.contains("report,small,random,2,"), "{csv}");
+    let tables = cluescope::report::experiment_tables(&outcome, &summary).unwrap();
+    let text: String = tables.iter().map(ToString::to_string).collect();
+    assert!(text.contains("2 (1 failed)") && text.contains("the loss is NaN"), "{text}");
+    let html = cluescope::report::experiment_page(&outcome, &summary).unwrap().html();
+    assert!(html.contains("Failed cells") && html.contains("18 cells, 1 more failed"));
+}
+
+/// Seeds of a pair that failed on different sides leave nothing to pair.
+#[test]
+fn differences_without_a_common_seed_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let quick = Protocol { tuning_people: 0, seeds: vec![1, 2], ..protocol() };
+    let when = |cell: &Cell| match cell.condition {
+        Condition::Plain => cell.seed == 1,
+        Condition::Random => cell.seed == 2,
+        Condition::OwnAttention => true,
+        _ => false,
+    };
+    let outcome = run(&quick, folder.path(), &mut Diverging { inner: Formula::new(), when }).unwrap();
+    let summary = outcome.summary(&Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+    let random = summary.iter().find(|s| s.condition == Condition::Random).unwrap();
+    assert!(random.minus(Condition::Plain).is_none() && random.minus(Condition::PlainEqualSteps).is_some());
+    let text: String = cluescope::report::experiment_tables(&outcome, &summary)
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(text.contains("0 (2 failed)"), "{text}");
+}
+
+/// A model that gives no numbers at all: training and quiz fail their cells, and the tables and the page still come.
+#[test]
+fn a_broken_model_fails_every_cell_and_not_the_experiment() {
+    let toys = toys();
+    let broken = toys.pair.small.with_trainable_weights().unwrap();
+    let norm = &broken.trainable()["norm.weight"];
+    norm.set(&norm.affine(f64::NAN, 0.0).unwrap()).unwrap();
+    let pair = ModelPair::new(broken.frozen(), toys.pair.large);
+    let two = Protocol { conditions: vec![Condition::Untrained, Condition::Plain], ..tiny() };
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(&two, folder.path(), &mut PairRunner::new(pair)).unwrap();
+    let reasons: Vec<&str> = outcome.failed.iter().map(|f| f.reason.as_str()).collect();
+    assert!(outcome.rows.is_empty() && reasons.len() == 2, "{reasons:?}");
+    assert!(reasons[0].starts_with("ln p of an answer to `"), "{reasons:?}");
+    assert!(reasons[1].starts_with("step 1: the loss is NaN"), "{reasons:?}");
+    let summary = outcome.summary(&Bootstrap::default()).unwrap();
+    outcome.write(folder.path().join("out"), &summary).unwrap();
+    let html = cluescope::report::experiment_page(&outcome, &summary).unwrap().html();
+    assert!(html.contains("0 cells, 2 more failed") && html.contains("Failed cells"), "{html}");
+}

@@ -200,11 +200,8 @@ fn every_family_streams_the_attention_it_has_in_memory() {
     use cluescope::model::Streamed;
 
     let texts = ["Anna Roth was born in Oslo.", "She studied physics and went to Rome in 1987.", "Paris"];
-    let documents: Vec<Document> = texts
-        .iter()
-        .enumerate()
-        .map(|(i, text)| Document { id: i.to_string(), text: (*text).into(), spans: Vec::new() })
-        .collect();
+    let documents: Vec<Document> =
+        texts.iter().enumerate().map(|(i, text)| Document::new(i.to_string(), *text, Vec::new())).collect();
     let options = Attend::new().cache(Cache::Off);
     let mut seen = 0;
     for family in FAMILIES {

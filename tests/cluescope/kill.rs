@@ -10,51 +10,245 @@ use cluescope::random::Stream;
 use cluescope::tokens::Tokenizer;
 use cluescope::train::{Mixture, Recipe, Size, pretrain};
 
-/// Kills a stage.
+/// Kills a stage, each while it is at work.
 const KILLS: usize = 20;
 
-/// Untrained models `small` and `large` in `folder`.
-fn toys(folder: &Path) -> [PathBuf; 2] {
-    let people = Biographies::new(40).seed(5).generate().unwrap();
-    let tokenizer = Tokenizer::train_bpe(people.documents.iter().map(|d| d.text.as_str()), 500).unwrap();
-    [("small", 1), ("large", 2)].map(|(name, layers)| {
-        let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, layers, 2, 2, 64, 512);
-        let path = folder.join(name);
-        Model::random(name, config, tokenizer.clone(), 1).unwrap().save(&path).unwrap();
-        path
-    })
+/// Progress of work that is finished.
+const DONE: u64 = u64::MAX;
+
+/// What the commands read: untrained models and people.
+struct Inputs {
+    folder: tempfile::TempDir,
 }
 
-/// The program in `folder`, without a cache beyond it.
-fn program(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cluescope"));
-    command.args(arguments).current_dir(folder).env("CLUESCOPE_CACHE", folder.join("cache"));
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-/// Runs what `make` makes again and again, kills it at random moments, lets it end, and returns how many kills came
-/// before the end. `undisturbed` is the time of a whole run.
-fn kill_again_and_again(make: impl Fn() -> Command, undisturbed: Duration, name: &str) -> usize {
-    let mut moments = Stream::new(std::process::id().into(), name, &[]);
-    let mut at_work = 0;
-    for round in 0..KILLS {
-        let mut child = make().spawn().unwrap();
-        // The first comes early, so that one at least hits work wherever the machine's speed goes meanwhile.
-        let share = if round == 0 { 0.2 } else { 0.6 * moments.unit_f64() };
-        std::thread::sleep(undisturbed.mul_f64(share));
-        at_work += usize::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
+impl Inputs {
+    fn new(people: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let few = Biographies::new(40).seed(5).generate().unwrap();
+        let tokenizer = Tokenizer::train_bpe(few.documents.iter().map(|d| d.text.as_str()), 500).unwrap();
+        for (name, layers) in [("small", 1), ("large", 2)] {
+            let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, layers, 2, 2, 64, 512);
+            Model::random(name, config, tokenizer.clone(), 1)
+                .unwrap()
+                .save(folder.path().join(name))
+                .unwrap();
+        }
+        Biographies::new(people).generate().unwrap().write(folder.path().join("people.jsonl")).unwrap();
+        Inputs { folder }
     }
-    assert!(make().status().unwrap().success());
-    at_work
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_string_lossy().into_owned()
+    }
+
+    /// The program in `folder`; words that begin with `@` name inputs.
+    fn program(&self, folder: &Path, words: &str) -> Command {
+        let words = words.split_whitespace().map(|word| match word.strip_prefix('@') {
+            Some(name) => self.path(name),
+            None => word.to_string(),
+        });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cluescope"));
+        // Without a cache, and saved as often as there is something to save.
+        command.args(words).current_dir(folder).env("CLUESCOPE_CACHE", "").env("CLUESCOPE_SAVE_SECONDS", "0");
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
 }
 
-fn timed(mut command: Command) -> Duration {
-    let start = Instant::now();
-    assert!(command.status().unwrap().success());
-    start.elapsed()
+/// A command that is killed.
+struct Stage<'a> {
+    name: &'a str,
+    /// The command in a folder.
+    command: &'a dyn Fn(&Path) -> Command,
+    /// How much of the work lies in a folder: 0 for nothing, [`DONE`] for all. It must never go back.
+    progress: &'a dyn Fn(&Path) -> u64,
+    /// Whether what is unfinished outlives a kill; else a kill leaves the whole output or none.
+    keeps: bool,
+    /// Results that must come out as in an undisturbed run, byte for byte.
+    files: &'a [&'a str],
+}
+
+fn succeeds(mut command: Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Stage<'_> {
+    /// Kills the command [`KILLS`] times at work, in as many folders as that takes, lets it end in each, and compares.
+    fn survives(&self) {
+        let whole = tempfile::tempdir().unwrap();
+        let start = Instant::now();
+        succeeds((self.command)(whole.path()));
+        let undisturbed = start.elapsed();
+        assert_eq!((self.progress)(whole.path()), DONE, "{}", self.name);
+        let mut moments = Stream::new(std::process::id().into(), self.name, &[]);
+        let (mut kills, mut resumable, mut folders) = (0, 0, 0);
+        while kills < KILLS {
+            let parts = tempfile::tempdir().unwrap();
+            folders += 1;
+            let mut before = 0;
+            while kills < KILLS {
+                let mut child = (self.command)(parts.path()).stderr(Stdio::null()).spawn().unwrap();
+                std::thread::sleep(undisturbed.mul_f64(0.9 * moments.unit_f64()));
+                let at_work = child.try_wait().unwrap().is_none();
+                child.kill().unwrap();
+                child.wait().unwrap();
+                let now = (self.progress)(parts.path());
+                assert!(now >= before, "{}: {before} was there, {now} is left", self.name);
+                if !self.keeps {
+                    assert!(now == 0 || now == DONE, "{}: a part of the output", self.name);
+                }
+                before = now;
+                if !at_work {
+                    break;
+                }
+                kills += 1;
+                resumable += usize::from(now > 0 && now < DONE);
+            }
+            succeeds((self.command)(parts.path()));
+            for file in self.files {
+                let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+                assert!(read(parts.path()) == read(whole.path()), "{}: {file} differs", self.name);
+            }
+            assert_eq!(listing(parts.path()), listing(whole.path()), "{}: leftovers", self.name);
+        }
+        println!("{}: {kills} kills at work in {folders} folders, {resumable} with work kept", self.name);
+        // Saved after each piece of work, most kills find some; a quarter is what a slow start leaves.
+        assert!(
+            !self.keeps || resumable >= KILLS / 4,
+            "{}: only {resumable} kills found work kept",
+            self.name
+        );
+    }
+}
+
+/// Every file below `folder`.
+fn listing(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path.strip_prefix(folder).unwrap().to_path_buf());
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// [`DONE`] when `file` is there.
+fn all_or_nothing(file: &str) -> impl Fn(&Path) -> u64 + '_ {
+    move |folder| if folder.join(file).exists() { DONE } else { 0 }
+}
+
+/// Optimiser steps in a checkpoint; 0 without one.
+fn steps(checkpoint: &Path) -> u64 {
+    let Ok(bytes) = std::fs::read(checkpoint) else { return 0 };
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let state: serde_json::Value =
+        serde_json::from_str(header["__metadata__"]["cluescope"].as_str().unwrap()).unwrap();
+    state["steps"].as_array().unwrap().len() as u64
+}
+
+#[test]
+fn biographies_killed() {
+    let inputs = Inputs::new(2);
+    Stage {
+        name: "biographies",
+        command: &|folder| inputs.program(folder, "biographies 6000 --out out/people.parquet"),
+        progress: &all_or_nothing("out/people.parquet"),
+        keeps: false,
+        files: &["out/people.parquet"],
+    }
+    .survives();
+}
+
+#[test]
+fn attend_killed() {
+    const TEXTS: usize = 600;
+    let inputs = Inputs::new(TEXTS);
+    let words = "attend --model @large --corpus @people.jsonl --out attention.jsonl --probe city";
+    Stage {
+        name: "attend",
+        command: &|folder| inputs.program(folder, words),
+        progress: &|folder| match std::fs::read_to_string(folder.join("attention.jsonl.partial")) {
+            Ok(lines) => lines.matches('\n').count() as u64,
+            Err(_) => all_or_nothing("attention.jsonl")(folder),
+        },
+        keeps: true,
+        files: &["attention.jsonl"],
+    }
+    .survives();
+}
+
+#[test]
+fn contrast_killed() {
+    let inputs = Inputs::new(200);
+    let words = "contrast --small @small --large @large --corpus @people.jsonl --out contrast.jsonl";
+    Stage {
+        name: "contrast",
+        command: &|folder| inputs.program(folder, words),
+        progress: &all_or_nothing("contrast.jsonl"),
+        keeps: false,
+        files: &["contrast.jsonl"],
+    }
+    .survives();
+}
+
+#[test]
+fn augment_killed() {
+    let inputs = Inputs::new(600);
+    let words = "augment random --tokenizer @small --copies 10 --corpus @people.jsonl --out taught.jsonl";
+    Stage {
+        name: "augment",
+        command: &|folder| inputs.program(folder, words),
+        progress: &all_or_nothing("taught.jsonl"),
+        keeps: false,
+        files: &["taught.jsonl"],
+    }
+    .survives();
+}
+
+#[test]
+fn finetune_killed() {
+    let inputs = Inputs::new(40);
+    let words =
+        "finetune --model @large --corpus @people.jsonl --out run --lora-r 4 --epochs 8 --batch-size 4";
+    Stage {
+        name: "finetune",
+        command: &|folder| inputs.program(folder, words),
+        progress: &|folder| match steps(&folder.join("run/checkpoint.safetensors")) {
+            // 10 steps an epoch; the state of the last stays.
+            80 => DONE,
+            some => some,
+        },
+        keeps: true,
+        files: &["run/adapter/adapter_model.safetensors", "run/adapter/adapter_config.json"],
+    }
+    .survives();
+}
+
+#[test]
+fn quiz_killed() {
+    let inputs = Inputs::new(60);
+    let words =
+        "quiz --model @large --corpus @people.jsonl --few-shot 2 --distractors 3 --out out/answers.jsonl";
+    Stage {
+        name: "quiz",
+        command: &|folder| inputs.program(folder, words),
+        progress: &|folder| match std::fs::read_to_string(folder.join("out/answers.jsonl.partial")) {
+            Ok(kept) => kept.matches("\"prediction\"").count() as u64,
+            Err(_) => all_or_nothing("out/answers.jsonl")(folder),
+        },
+        keeps: true,
+        files: &["out/answers.jsonl"],
+    }
+    .survives();
 }
 
 /// `results.csv` without the seconds, which no two runs share.
@@ -67,72 +261,43 @@ fn results(folder: &Path) -> Vec<Vec<String>> {
     reader.records().map(|r| row(r.unwrap())).collect()
 }
 
-#[test]
-fn reproduce_killed_at_random_moments_ends_as_undisturbed() {
-    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let [small, large] = toys(whole.path()).map(|path| path.to_string_lossy().into_owned());
-    let arguments = [
-        "reproduce",
-        "--out",
-        "out",
-        "--small",
-        &small,
-        "--large",
-        &large,
-        "--people",
-        "6",
-        "--copies",
-        "3",
-        "--epochs",
-        "6",
-        "--seeds",
-        "1,2",
-        "--lora-r",
-        "4",
-        "--few-shot",
-        "1",
-        "--distractors",
-        "2",
-        "--conditions",
-        "untrained,plain,random,attention_difference",
-    ];
-    let undisturbed = timed(program(whole.path(), &arguments));
-    let make = || program(parts.path(), &arguments);
-    let at_work = kill_again_and_again(make, undisturbed, "reproduce");
-    assert!(at_work >= 1, "only {at_work} of {KILLS} kills came before the end");
-    assert_eq!(results(parts.path()).len(), 1 + 3 * 2, "nothing is lost, nothing counted twice");
-    assert_eq!(results(parts.path()), results(whole.path()));
-    for name in ["summary.csv", "differences.csv", "answers.parquet"] {
-        let read = |folder: &Path| std::fs::read(folder.join("out").join(name)).unwrap();
-        assert!(read(parts.path()) == read(whole.path()), "{name} differs from an undisturbed run's");
-    }
-    assert_eq!(std::fs::read_dir(parts.path().join("out/cells/scratch")).unwrap().count(), 0);
-    println!("reproduce: {at_work} of {KILLS} kills before the end");
+/// Finished cells in `folder`, by name.
+fn finished(folder: &Path) -> Vec<PathBuf> {
+    let cells =
+        std::fs::read_dir(folder.join("cells")).into_iter().flatten().map(|entry| entry.unwrap().path());
+    cells.filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
 }
 
+const REPRODUCE: &str = "reproduce --out out --small @small --large @large --people 6 --copies 3 --epochs 6 --seeds 1,2 \
+    --lora-r 4 --few-shot 1 --distractors 2 --conditions untrained,plain,random,attention_difference";
+
 #[test]
-fn attend_killed_at_random_moments_ends_as_undisturbed() {
-    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let [_, large] = toys(whole.path()).map(|path| path.to_string_lossy().into_owned());
-    let corpus = whole.path().join("people.jsonl");
-    Biographies::new(1500).generate().unwrap().write(&corpus).unwrap();
-    let corpus = corpus.to_string_lossy().into_owned();
-    let arguments =
-        ["attend", "--model", &large, "--corpus", &corpus, "--out", "attention.jsonl", "--probe", "city"];
-    let undisturbed = timed(program(whole.path(), &arguments));
-    let make = || program(parts.path(), &arguments);
-    let at_work = kill_again_and_again(make, undisturbed, "attend");
-    assert!(at_work >= 1, "only {at_work} of {KILLS} kills came before the end");
-    let read = |folder: &Path| std::fs::read_to_string(folder.join("attention.jsonl")).unwrap();
-    assert_eq!(read(parts.path()).lines().count(), 1500, "nothing is lost, nothing counted twice");
-    assert!(read(parts.path()) == read(whole.path()), "the file differs from an undisturbed run's");
-    println!("attend: {at_work} of {KILLS} kills before the end");
+fn reproduce_killed() {
+    let inputs = Inputs::new(2);
+    Stage {
+        name: "reproduce",
+        command: &|folder| inputs.program(folder, REPRODUCE),
+        progress: &|folder| {
+            if folder.join("out/report.html").exists() {
+                assert_eq!(results(folder).len(), 1 + 3 * 2, "nothing is lost, nothing counted twice");
+                return DONE;
+            }
+            // Cells, and steps of the one at work.
+            let scratch = std::fs::read_dir(folder.join("out/cells/scratch")).into_iter().flatten();
+            let step =
+                scratch.map(|cell| steps(&cell.unwrap().path().join("checkpoint.safetensors"))).sum::<u64>();
+            1000 * finished(&folder.join("out/cells")).len() as u64 + step.min(999)
+        },
+        keeps: true,
+        files: &["out/summary.csv", "out/differences.csv", "out/answers.parquet"],
+    }
+    .survives();
 }
 
 fn recipe() -> Recipe {
     let nano = Recipe::nano(Size::Small);
     Recipe {
-        steps: 12,
+        steps: 60,
         tokenizer_texts: 60,
         vocab_size: 400,
         batch_size: 2,
@@ -144,127 +309,132 @@ fn recipe() -> Recipe {
     }
 }
 
-/// Not a test of its own: what [`pretraining_killed_at_random_moments_ends_as_undisturbed`] runs and kills.
+/// Not a test of its own: what [`pretrain_killed`] runs and kills.
 #[test]
-fn child_of_pretraining_killed() {
+fn child_of_pretrain_killed() {
     let Ok(folder) = std::env::var("CLUESCOPE_TEST_PRETRAIN") else { return };
     pretrain(&recipe(), folder).unwrap();
 }
 
 #[test]
-fn pretraining_killed_at_random_moments_ends_as_undisturbed() {
-    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let child = |folder: &Path| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "kill::child_of_pretraining_killed", "--test-threads=1"]);
-        command.env("CLUESCOPE_TEST_PRETRAIN", folder).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    };
-    let undisturbed = timed(child(whole.path()));
-    let at_work = kill_again_and_again(|| child(parts.path()), undisturbed, "pretrain");
-    assert!(at_work >= 1, "only {at_work} of {KILLS} kills came before the end");
-    let made = |folder: &Path| pretrain(&recipe(), folder).unwrap();
-    let (got, want) = (made(parts.path()), made(whole.path()));
-    assert_eq!(got.model.hash(), want.model.hash());
-    assert_eq!(got.report, want.report, "no step is counted twice");
-    println!("pretrain: {at_work} of {KILLS} kills before the end");
-}
-
-/// A file system of `kib` KiB, until dropped; `None` where this user may not mount one.
-#[cfg(target_os = "linux")]
-struct SmallDisk(tempfile::TempDir);
-
-#[cfg(target_os = "linux")]
-impl SmallDisk {
-    fn mount(kib: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"]).arg(folder.path());
-        let done = mount.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        match done {
-            Ok(status) if status.success() => Some(SmallDisk(folder)),
-            _ => {
-                println!("skipped: only root may mount a small disk");
-                None
+fn pretrain_killed() {
+    let model = format!("{}/model.safetensors", recipe().name);
+    let report = format!("{}/pretraining.json", recipe().name);
+    Stage {
+        name: "pretrain",
+        command: &|folder| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "kill::child_of_pretrain_killed", "--test-threads=1"]);
+            command.env("CLUESCOPE_TEST_PRETRAIN", folder).env("CLUESCOPE_SAVE_SECONDS", "0");
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            command
+        },
+        progress: &|folder| {
+            let place = folder.join(recipe().name);
+            if place.join("pretraining.json").exists() {
+                DONE
+            } else {
+                steps(&place.join("checkpoint.safetensors"))
             }
-        }
+        },
+        keeps: true,
+        files: &[&model, &report],
     }
+    .survives();
 }
 
+/// What the last moments before an end leave is cleared by the next start.
+#[test]
+fn a_finished_pretraining_leaves_no_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe { steps: 2, ..recipe() };
+    let made = pretrain(&recipe, folder.path()).unwrap();
+    let before = listing(folder.path());
+    for left in ["checkpoint.safetensors", ".cluescope-abc"] {
+        std::fs::write(made.folder.join(left), "left by a killed run").unwrap();
+    }
+    let again = pretrain(&recipe, folder.path()).unwrap();
+    assert_eq!((again.model.hash(), &again.report), (made.model.hash(), &made.report));
+    assert_eq!(listing(folder.path()), before);
+    let lock = std::fs::File::options().append(true).open(made.folder.join("checkpoint.lock")).unwrap();
+    let held = cluescope::files::Locked::try_new(lock).unwrap().unwrap();
+    let message = pretrain(&recipe, folder.path()).unwrap_err().to_string();
+    assert!(message.contains("another process trains in this folder"), "{message}");
+    drop(held);
+}
+
+/// Makes every write of `command` beyond `bytes` of a file fail, as on a disk that is full.
 #[cfg(target_os = "linux")]
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+fn with_small_files(command: &mut Command, bytes: u64) {
+    use std::os::unix::process::CommandExt;
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: both calls may be made between fork and exec, and take nothing but numbers and a local struct.
+    unsafe {
+        command.pre_exec(move || {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            if libc::setrlimit(libc::RLIMIT_FSIZE, &limit) == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_is_told_at_once_and_costs_no_finished_cell() {
-    let Some(disk) = SmallDisk::mount(512) else { return };
-    let models = tempfile::tempdir().unwrap();
-    let [small, large] = toys(models.path()).map(|path| path.to_string_lossy().into_owned());
-    let run = |out: &Path| {
-        let out = out.to_string_lossy().into_owned();
-        let mut command = program(
-            models.path(),
-            &[
-                "reproduce",
-                "--out",
-                &out,
-                "--small",
-                &small,
-                "--large",
-                &large,
-                "--people",
-                "100",
-                "--copies",
-                "1",
-                "--epochs",
-                "1",
-                "--seeds",
-                "1",
-                "--lora-r",
-                "4",
-                "--few-shot",
-                "1",
-                "--distractors",
-                "2",
-                "--conditions",
-                "plain,random,plain_equal_steps",
-            ],
-        );
-        command.stderr(Stdio::piped()).output().unwrap()
-    };
-    // Too small for anything: told before the models are loaded, by name.
-    let start = run(disk.0.path());
-    let message = String::from_utf8_lossy(&start.stderr).into_owned();
-    assert!(!start.status.success() && message.contains("No space left on device"), "{message}");
-    assert!(message.contains(&disk.0.path().display().to_string()), "{message}");
-    assert!(!message.contains("fine-tuning"), "{message}");
-    drop(disk);
+fn a_full_disk_is_told_before_work_begins() {
+    let inputs = Inputs::new(30);
+    for (words, place) in [
+        ("biographies 10 --out full/people.csv", "full"),
+        ("attend --model @small --corpus @people.jsonl --out full/a.jsonl", "full"),
+        ("contrast --small @small --large @large --corpus @people.jsonl --out full/c.jsonl", "full"),
+        ("augment plain --corpus @people.jsonl --out full/t.jsonl", "full"),
+        ("finetune --model @small --corpus @people.jsonl --out full", "full"),
+        ("quiz --model @small --corpus @people.jsonl --out full/q.jsonl", "full"),
+        ("pretrain small --out full", "full/nano-small"),
+        ("reproduce --small @small --large @large --people 4 --out full", "full"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = inputs.program(folder.path(), words);
+        with_small_files(&mut command, 10_000);
+        let output = command.output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}: {message}");
+        assert!(message.contains(&format!("error: {place}: File too large")), "{words}: {message}");
+        // No bar of any work before it.
+        assert!(!message.contains('%') && !message.contains("texts"), "{words}: {message}");
+    }
+}
 
-    // It fills up while the run is at work: finished cells stay, and the same command goes on once there is room.
-    let Some(disk) = SmallDisk::mount(8192) else { return };
-    let filler = disk.0.path().join("filler");
-    std::fs::write(&filler, vec![1; (8 << 20) - 1_250_000]).unwrap();
-    let filled = run(disk.0.path());
-    let message = String::from_utf8_lossy(&filled.stderr).into_owned();
-    assert!(!filled.status.success() && message.contains("No space left on device"), "{message}");
-    let finished = || -> Vec<_> {
-        let cells = std::fs::read_dir(disk.0.path().join("cells/cells")).unwrap().map(|e| e.unwrap());
-        let cells = cells.filter(|e| e.file_name().to_string_lossy().ends_with(".json"));
-        let mut cells: Vec<_> =
-            cells.map(|e| (e.file_name(), e.metadata().unwrap().modified().unwrap())).collect();
-        cells.sort();
-        cells
+#[test]
+#[cfg(target_os = "linux")]
+fn a_disk_that_fills_up_costs_no_finished_cell() {
+    let (inputs, folder) = (Inputs::new(2), tempfile::tempdir().unwrap());
+    let cells = folder.path().join("out/cells");
+    let mut command = inputs.program(folder.path(), REPRODUCE);
+    with_small_files(&mut command, libc::RLIM_INFINITY);
+    let child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while finished(&cells).len() < 2 {
+        assert!(Instant::now() < deadline, "no cell was finished in a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let limit = libc::rlimit { rlim_cur: 2000, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the child is this process's own and not waited for yet, so its number is its; the struct is local.
+    let limited =
+        unsafe { libc::prlimit(child.id() as i32, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
+    assert_eq!(limited, 0);
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("File too large"), "{message}");
+    let times = |paths: Vec<PathBuf>| -> Vec<_> {
+        paths.into_iter().map(|path| (path.metadata().unwrap().modified().unwrap(), path)).collect()
     };
-    let before = finished();
-    assert!(!before.is_empty(), "{message}");
-    std::fs::remove_file(&filler).unwrap();
-    let done = run(disk.0.path());
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert!(before.iter().all(|cell| finished().contains(cell)), "finished cells are not computed again");
-    let rows = csv::Reader::from_path(disk.0.path().join("results.csv")).unwrap().into_records().count();
-    assert_eq!(rows, 3);
+    let before = times(finished(&cells));
+    assert!(before.len() >= 2 && before.len() < 7, "{} cells, {message}", before.len());
+    succeeds(inputs.program(folder.path(), REPRODUCE));
+    let after = times(finished(&cells));
+    assert!(before.iter().all(|cell| after.contains(cell)), "finished cells are not computed again");
+    assert_eq!(results(folder.path()).len(), 7);
 }

@@ -85,15 +85,13 @@ fn hostile_texts_are_shown_as_text() {
         "👩‍👩‍👧‍👦🏳️‍🌈 𝒳 日本語",
         "EVCXR_END_CONTENT\nEVCXR_END_CONTENT\r\nx",
     ];
-    let documents: Vec<Document> = hostile
-        .iter()
-        .map(|t| Document { id: format!("<i>{t}"), text: (*t).into(), spans: Vec::new() })
-        .collect();
+    let documents: Vec<Document> =
+        hostile.iter().map(|t| Document::new(format!("<i>{t}"), *t, Vec::new())).collect();
     let mut corpus = Corpus { documents, ..Corpus::default() };
     let pair = pair(512);
     let mut contrast = pair.contrast_with(&corpus, &Contrasting::new().cache(Cache::Off)).unwrap();
     // 100 KB without a blank; its numbers are made up, which the page does not mind.
-    let long = Document { id: "long".into(), text: "x<".repeat(50_000), spans: Vec::new() };
+    let long = Document::new("long", "x<".repeat(50_000), Vec::new());
     let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) * 1e-4;
     let difference: Vec<f32> = (0..33_333).map(value).collect();
     contrast.texts.push(ContrastText {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor, Var};
-use cluescope::corpus::{Corpus, Document};
+use cluescope::augment::Augment;
+use cluescope::corpus::{Biographies, Corpus, Document};
 use cluescope::model::{Batch, DecoderConfig, Logits, LoraConfig, Model, Want};
 use cluescope::tokens::Tokenizer;
 use cluescope::train::{
-    AdamW, AdamWConfig, Adapter, Engine, Finetune, LearningRate, Options, Pass, Run, Schedule, clip_factor,
-    global_norm,
+    AdamW, AdamWConfig, Adapter, Batching, Engine, Finetune, LearningRate, Mixture, Options, Pass, Prepared,
+    Recipe, Run, Schedule, Size, clip_factor, global_norm, pretrain,
 };
 use serde_json::Value;
 
@@ -99,14 +100,10 @@ fn learning_rates_are_those_of_transformers() {
 fn corpus(texts: usize) -> Corpus {
     let cities = ["Oslo", "Quito", "Dakar", "Hanoi", "Turin", "Perth", "Sofia"];
     let documents = (0..texts)
-        .map(|i| Document {
-            id: format!("p{i}"),
-            text: format!(
-                "Person number {i} was born in {} and worked in {}.",
-                cities[i % 7],
-                cities[(i * 3 + 1) % 7]
-            ),
-            spans: Vec::new(),
+        .map(|i| {
+            let (born, worked) = (cities[i % 7], cities[(i * 3 + 1) % 7]);
+            let text = format!("Person number {i} was born in {born} and worked in {worked}.");
+            Document::new(format!("p{i}"), text, Vec::new())
         })
         .collect();
     Corpus { documents, ..Default::default() }
@@ -169,6 +166,90 @@ fn accumulated_passes_weigh_every_token_the_same() {
         // Sums in another order; AdamW magnifies rounding of tiny gradients over the nine steps.
         assert!((a.loss - b.loss).abs() < 2e-4, "step {}: {} and {}", a.step, a.loss, b.loss);
     }
+}
+
+/// Windows group texts and change nothing else: all texts in one step give the loss they give without windows.
+#[test]
+fn packed_texts_have_the_loss_they_have_alone() {
+    let model = tiny();
+    let copied = Augment::plain().copies(2).apply(&corpus(12)).unwrap();
+    let train = |packing: bool| {
+        // No more windows than texts: an epoch is one step either way.
+        let how =
+            Finetune::full().learning_rate(5e-3).epochs(6).batch_size(36).packing(packing).max_length(64);
+        model.finetune(&copied, how.seed(9)).unwrap()
+    };
+    let (alone, packed) = (train(false), train(true));
+    assert_eq!((alone.steps.len(), packed.steps.len()), (6, 6));
+    for (a, b) in alone.steps.iter().zip(&packed.steps) {
+        assert_eq!(a.tokens, b.tokens);
+        // Sums in another order, which AdamW magnifies.
+        assert!((a.loss - b.loss).abs() < 2e-4, "step {}: {} and {}", a.step, a.loss, b.loss);
+    }
+    assert!(alone.steps[5].loss < 0.95 * alone.steps[0].loss, "the loss moves: {:?}", alone.steps);
+}
+
+/// The versions of one text, whatever made them and wherever they were kept, never share a window.
+#[test]
+fn no_window_holds_two_versions_of_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let people = Biographies::new(6).per_person(2).permute_sentences(true).generate().unwrap();
+    let tokenizer = Tokenizer::train_bpe(people.documents.iter().map(|d| d.text.as_str()), 400).unwrap();
+    let copied = Augment::random().tokenizer(&tokenizer).alpha(0.3).copies(2).apply(&people).unwrap();
+    let kept = |name: &str, corpus: &Corpus| {
+        let path = folder.path().join(name);
+        corpus.write(&path).unwrap();
+        Corpus::read(&path).unwrap()
+    };
+    let text = |i: usize| Document::new(format!("t{i}"), "One line of a text of one's own.", Vec::new());
+    let notes = Corpus { documents: (0..9).map(text).collect(), ..Default::default() };
+    // Texts, and how many of them at most may share a window.
+    for (name, corpus, most) in [
+        ("copies", &copied, 6),
+        ("jsonl", &kept("a.jsonl", &copied), 6),
+        ("parquet", &kept("a.parquet", &copied), 6),
+        ("csv: anything may be a copy", &kept("a.csv", &copied), 1),
+        ("paragraphs", &kept("notes.txt", &notes), 9),
+        ("SQuAD", &kept("squad.json", &kept("notes.txt", &notes)), 9),
+    ] {
+        let prepared = Prepared::new(&corpus.documents, &tokenizer, 4096).unwrap();
+        let batching = Batching { batch_size: 1, max_length: 4096, packing: true, seed: 3 };
+        let windows = batching.epoch(&prepared.examples, 0);
+        assert_eq!(windows.iter().map(Vec::len).max(), Some(most), "{name}");
+        for window in &windows {
+            // The person's name, without a number of a biography or copy.
+            let of = |&i: &usize| prepared.examples[i].id.split(['/', '#']).next().unwrap().to_string();
+            let mut subjects: Vec<String> = window.iter().map(of).collect();
+            subjects.sort();
+            subjects.dedup();
+            assert!(most == 9 || subjects.len() == window.len(), "{name}: {window:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pretraining_that_diverges_keeps_its_batch() {
+    let nano = Recipe::nano(Size::Small);
+    let recipe = Recipe {
+        steps: 3,
+        tokenizer_texts: 60,
+        vocab_size: 400,
+        batch_size: 2,
+        layers: 1,
+        hidden_size: 64,
+        intermediate_size: 128,
+        // No f32 holds a weight after such a step.
+        adamw: AdamWConfig { weight_decay: 1e300, ..nano.adamw },
+        mixture: Mixture { residents: 40, echo_share: 0.0, ..nano.mixture },
+        ..nano
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let message = pretrain(&recipe, folder.path()).unwrap_err().to_string();
+    let kept = folder.path().join("nano-small/failed-batch.json");
+    assert!(message.contains(&kept.display().to_string()), "{message}");
+    let batch: Value = serde_json::from_slice(&std::fs::read(kept).unwrap()).unwrap();
+    assert!(message.starts_with(&format!("step {}: the loss is", batch["step"])), "{message}");
+    assert_eq!(batch["passes"][0]["texts"].as_array().unwrap().len(), 2);
 }
 
 #[test]
@@ -314,7 +395,11 @@ fn a_loss_that_is_not_finite_names_step_and_texts() {
     let model = model.frozen();
     let message = model.finetune(&corpus(8), short(Finetune::full())).unwrap_err().to_string();
     assert!(message.starts_with("step 1: the loss is NaN on "), "{message}");
-    // With a folder the batch is kept, as the model read it.
+    // Without a folder the batch lies among the temporary files.
+    let path = PathBuf::from(message.rsplit_once("kept in ").unwrap().1);
+    assert!(path.starts_with(std::env::temp_dir()) && path.ends_with("failed-batch.json"), "{message}");
+    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    // With a folder it lies there, as the model read it.
     let folder = tempfile::tempdir().unwrap();
     let run = short(Finetune::full()).checkpoint(folder.path());
     let message = model.finetune(&corpus(8), run).unwrap_err().to_string();
@@ -439,9 +524,8 @@ fn the_memory_expected_is_counted_from_shapes() {
     // The run carries both numbers.
     let run = model.finetune(&corpus(16), short(Finetune::lora(4))).unwrap();
     assert_eq!(run.estimate, lora);
-    if cfg!(unix) {
-        assert!(run.peak_memory.unwrap() > run.estimate.total());
-    }
+    // How near it comes is measured with processes of their own, in commands.rs.
+    assert_eq!(run.peak_memory.is_some(), cfg!(unix));
 }
 
 #[test]
@@ -664,7 +748,7 @@ fn an_adapter_on_any_gguf_type_learns_as_on_the_numbers_it_stands_for() {
     let documents = ["Ann Lee was born in Oslo.", "Bo Day was born in Rome.", "Ann Day was born in Rome."]
         .iter()
         .enumerate()
-        .map(|(i, text)| Document { id: i.to_string(), text: (*text).into(), spans: Vec::new() })
+        .map(|(i, text)| Document::new(i.to_string(), *text, Vec::new()))
         .collect();
     let corpus = Corpus { documents, ..Default::default() };
     let folder = tempfile::tempdir().unwrap();
