@@ -34,7 +34,7 @@ enum Command {
     /// Measure what each token of a corpus receives in one model
     Attend(attend::Args),
     /// Compare two models' attention on a corpus
-    Contrast(contrast::Args),
+    Contrast(Box<contrast::Args>),
     /// Make a training corpus: originals and copies with tokens dropped by rank, at random, or rearranged
     Augment(augment::Args),
     /// Teach a model a corpus, by LoRA or with every weight
