@@ -459,21 +459,18 @@ mod tests {
     fn a_picture_drawn_again_and_again_is_kept_once() {
         let collect = Collect::default();
         collect.outputs().begin();
-        let picture = |n: usize| {
-            let data = Map::from_iter([("image/svg+xml".to_owned(), Value::from(format!("<svg>{n}</svg>")))]);
-            jupyter_protocol::UpdateDisplayData {
-                data: output::media(data),
-                metadata: Map::new(),
-                transient: jupyter_protocol::Transient { display_id: Some("curve".into()) },
-            }
+        let id = || jupyter_protocol::Transient { display_id: Some("curve".into()) };
+        let data = |n: usize| {
+            let svg = Value::from(format!("<svg>{n}</svg>"));
+            output::media(Map::from_iter([("image/svg+xml".to_owned(), svg)]))
         };
-        let shown = jupyter_protocol::DisplayData {
-            transient: Some(jupyter_protocol::Transient { display_id: Some("curve".into()) }),
-            ..jupyter_protocol::DisplayData::new(picture(0).data)
-        };
+        let shown =
+            jupyter_protocol::DisplayData { data: data(0), metadata: Map::new(), transient: Some(id()) };
         collect.publish(JupyterMessage::new(shown, None));
         for n in 1..1000 {
-            collect.publish(JupyterMessage::new(picture(n), None));
+            let update =
+                jupyter_protocol::UpdateDisplayData { data: data(n), metadata: Map::new(), transient: id() };
+            collect.publish(JupyterMessage::new(update, None));
             let held = collect.outputs().cells[0].clone();
             assert_eq!(held.len(), 1, "folded as it came");
             assert_eq!(held[0]["data"]["image/svg+xml"], json!([format!("<svg>{n}</svg>")]));

@@ -81,10 +81,8 @@ fn parquet_keeps_its_types_after_a_first_text_without_tokens() {
         let pair: Vec<u32> = pair.u32().unwrap().into_no_null_iter().collect();
         assert_eq!(pair, [start as u32, end as u32]);
     }
-    // A file of no texts at all has the types too.
-    model.attend_to_file(&[], &plain(), &path).unwrap();
-    let frame = ParquetReader::new(std::fs::File::open(&path).unwrap()).finish().unwrap();
-    assert_eq!(frame.column("offsets").unwrap().dtype(), &list(list(DataType::UInt32)));
+    let message = model.attend_to_file(&[], &plain(), &path).unwrap_err().to_string();
+    assert!(message.contains("at least one text"), "{message}");
 }
 
 #[test]
@@ -169,8 +167,10 @@ impl Sink for StopAfterFirstBatch {
 #[test]
 fn child_of_the_interrupt_test() {
     let Ok(out) = std::env::var("CLUESCOPE_TEST_INTERRUPTED") else { return };
+    // Made before, since learning a tokenizer and loading report progress too.
+    let model = model(true);
     set_sink(Arc::new(StopAfterFirstBatch));
-    let error = model(true).attend_to_file(&people(), &plain().batch_tokens(1), &out).unwrap_err();
+    let error = model.attend_to_file(&people(), &plain().batch_tokens(1), &out).unwrap_err();
     println!("\nstopped: {error}");
 }
 

@@ -24,10 +24,14 @@ fn prepared() -> tempfile::TempDir {
 }
 
 fn contrast(folder: &Path, more: &[&str]) -> Output {
+    contrast_to("out.jsonl", folder, more)
+}
+
+fn contrast_to(out: &str, folder: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cluescope"));
     command.current_dir(folder).env("CLUESCOPE_CACHE", "");
     command.args(["contrast", "--large", "large", "--small", "small"]);
-    command.args(["--corpus", "people.csv", "--out", "out.jsonl"]).args(more);
+    command.args(["--corpus", "people.csv", "--out", out]).args(more);
     command.output().unwrap()
 }
 
@@ -103,11 +107,14 @@ fn wrong_options_are_refused_by_name() {
         (vec!["--per", "layer", "--heads-html", "h.html"], "--per = layer"),
         (vec!["--guide-probe", "height"], "guide = probe height"),
         (vec!["--heads-html", "h.html", "--fact", "height"], "--fact = height"),
-        (vec!["--out", "out.parquet"], "ends in .jsonl"),
     ] {
         let output = contrast(folder.path(), &more);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(part), "{more:?}: {said}");
         assert!(!folder.path().join("out.jsonl").exists(), "{more:?}");
     }
+    let output = contrast_to("out.parquet", folder.path(), &[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--out = out.parquet"), "{said}");
+    assert!(said.contains("ends in .jsonl"), "{said}");
 }

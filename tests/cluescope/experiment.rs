@@ -200,6 +200,18 @@ fn summaries_pair_seeds_and_people_and_files_hold_them() {
 
     let out = folder.path().join("out");
     let paths = outcome.write(&out, &summary).unwrap();
+    // What a notebook shows of a run of long ago is what was shown then.
+    let read_back = cluescope::experiment::read_summary(&out).unwrap();
+    assert_eq!(read_back, summary);
+    let table = cluescope::report::summary_table(&read_back, Measure::ExactMatch, &["company"]).unwrap();
+    assert!(table.to_string().contains("condition") && table.len() == 7, "{table}");
+    assert_eq!(cluescope::report::gains_table(&read_back).unwrap().len(), 5);
+    let bars = cluescope::report::summary_bars("Stored", &read_back, Measure::F1).unwrap().svg().unwrap();
+    assert!(bars.contains("Stored") && bars.contains("company"));
+    let moved = folder.path().join("summary.parquet");
+    std::fs::copy(out.join("results.parquet"), &moved).unwrap();
+    let message = cluescope::experiment::read_summary(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("summary.parquet") && message.contains("column group"), "{message}");
     assert_eq!(paths.len(), 7);
     let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + outcome.rows.len());

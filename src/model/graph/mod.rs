@@ -6,7 +6,7 @@
 //! trained values stay f32, whatever that type is. The reference also runs in f64.
 //!
 //! A block is the unit of training: its input is cut from the graph, so that its backward pass can run alone, on
-//! operations that were kept or, with [`TrainPass::recompute`], on new ones.
+//! operations that were kept or, with [`TrainPass::recompute`](super::TrainPass::recompute), on new ones.
 
 mod attention;
 mod collect;

@@ -216,8 +216,9 @@ fn a_dependency_of_ones_own_does_not_rebuild_the_library() {
             std::fs::write(place.join("src/lib.rs"), code).unwrap();
         };
         // Brings a crate of the same name as one that is here.
-        package("half", "half", "", "#[derive(Debug)]\npub struct Half;\n");
-        let code = "pub fn answer() -> u32 { 42 }\npub fn half() -> half::Half { half::Half }\n";
+        // Its type has the name of ours: only then does the compiler see that there are two copies.
+        package("half", "half", "", "#[allow(non_camel_case_types)]\n#[derive(Debug)]\npub struct f16;\n");
+        let code = "pub fn answer() -> u32 { 42 }\npub fn half() -> half::f16 { half::f16 }\n";
         package("", &name, "half = { path = \"half\" }", code);
         let library = "std::fs::read_to_string(\"/proc/self/maps\").unwrap().lines()\
                        .filter_map(|l| l.split_whitespace().nth(5)).find(|p| p.contains(\"libcluescope\"))\
@@ -230,7 +231,7 @@ fn a_dependency_of_ones_own_does_not_rebuild_the_library() {
         assert!(!said.contains("Compiling cluescope") && !said.contains("polars"), "{said}");
         assert_eq!(kernel.run(&format!("{name}::answer() + 1")).await.good().result(), "43");
         assert_eq!(kernel.run(library).await.good().result(), before);
-        assert_eq!(kernel.run(&format!("{name}::half()")).await.good().result(), "Half");
+        assert_eq!(kernel.run(&format!("{name}::half()")).await.good().result(), "f16");
         let mixed = kernel.run(&format!("let h: half::f16 = {name}::half();")).await.failed();
         let shown = mixed.reply["traceback"].to_string();
         assert!(shown.contains("own copy of `half`") && !shown.contains("cargo tree"), "{mixed:#?}");
