@@ -341,7 +341,7 @@ mod tests {
         let tokenizer = Tokenizer::train_bpe(texts, 280).unwrap();
         let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, 2, 4, 2, 48, 64);
         let model = Model::random("m", config, tokenizer, 1).unwrap();
-        let document = Document { id: "a".into(), text: texts[0].into(), spans: Vec::new() };
+        let document = Document::new("a", texts[0], Vec::new());
         let options = Attend::new().cache(Cache::Folder(folder.path().into()));
         let attend = |model: &Model| model.attend(std::slice::from_ref(&document), &options).unwrap();
         let exact = attend(&model);
