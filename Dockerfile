@@ -24,7 +24,8 @@ RUN apt-get update \
     && /opt/jupyter/bin/pip install --no-cache-dir jupyterlab
 COPY --from=build /opt/cluescope /opt/cluescope
 COPY notebooks /home/reader/notebooks/
-# What the last notebook reads besides the bundled pair.
+# What notebooks read besides the bundled pair.
+COPY datasets/results /home/reader/datasets/results/
 COPY tests/fixtures/families/llama2/model.gguf /home/reader/tests/fixtures/families/llama2/
 RUN useradd --create-home reader && chown -R reader /home/reader
 USER reader
