@@ -357,7 +357,7 @@ fn a_seed_fixes_every_byte() {
         hash(Augment::permute_biographies()),
     ];
     let want =
-        ["b871c38e7d02c350", "9f848eaa158b16a0", "9c6ffaf2207b3dea", "bb58ab733145528b", "6a345ba61e1e7404"];
+        ["bd1ed3bfd4474e8e", "9f848eaa158b16a0", "9c6ffaf2207b3dea", "bb58ab733145528b", "6a345ba61e1e7404"];
     assert_eq!(got, want, "draws changed: say so in the change log and store new hashes");
     let unique: HashSet<&String> = got.iter().collect();
     assert_eq!(unique.len(), got.len());
