@@ -144,7 +144,7 @@ fn make_ready_for(path: &Path, bytes: u64) -> cluescope::Result<()> {
     make_ready(folder_of(path), bytes)
 }
 
-/// Characters of all texts together, which files of numbers a token grow with.
+/// Bytes of all texts together, which files of numbers a token grow with.
 fn characters(corpus: &Corpus) -> u64 {
     corpus.documents.iter().map(|d| d.text.len() as u64).sum()
 }
