@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use cluescope::corpus::{Corpus, Document};
 use cluescope::model::Model;
 
+use crate::damage::{Noise, in_little_memory};
 use crate::families::fixture;
-use crate::loading::{Noise, in_little_memory};
 
 /// One input of `target`, as `fuzz/fuzz_targets` does it; `folder` is a copy of a sound checkpoint.
 fn attempt(target: &str, bytes: &[u8], folder: &Path) {
