@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use cluescope::memory;
-use cluescope::model::{DecoderConfig, LoraConfig, Model, Position, RopeScaling};
+use cluescope::model::{DecoderConfig, Device, LoraConfig, Model, Position, RopeScaling};
 use cluescope::tokens::Tokenizer;
 use cluescope::train::{AdamWConfig, Engine, Options, Pass};
 
@@ -19,7 +19,8 @@ const BATCH: usize = 8;
 const LENGTH: usize = 80;
 /// Names the setting for the process that measures it.
 const SETTING: &str = "CLUESCOPE_BENCH_SETTING";
-const SETTINGS: [&str; 3] = ["LoRA r 16", "LoRA r 16, gradient checkpointing", "every weight"];
+const SETTINGS: [&str; 4] =
+    ["LoRA r 16", "LoRA r 16, gradient checkpointing", "LoRA r 16, bf16x3", "every weight"];
 
 fn random_model() -> Model {
     let mut config = DecoderConfig::llama(49_152, 576, 30, 9, 3, 1536, 8192);
@@ -43,9 +44,15 @@ fn pass(step: usize, vocab: usize) -> Pass {
 }
 
 fn measure(setting: &str, source: Option<&str>) {
-    let base = source.map_or_else(random_model, |source| Model::load(source).expect("a model"));
+    let mut base = source.map_or_else(random_model, |source| Model::load(source).expect("a model"));
+    if setting == SETTINGS[2] {
+        match Device::cpu().with_bf16x3() {
+            Ok(device) => base = base.to_device(&device).expect("the same weights"),
+            Err(error) => return println!("| cluescope, {setting} | {error} |"),
+        }
+    }
     let name = source.map_or(String::new(), |_| format!(", {}", base.name()));
-    let model = if setting == SETTINGS[2] {
+    let model = if setting == SETTINGS[3] {
         base.with_trainable_weights().expect("variables")
     } else {
         base.with_lora(&LoraConfig::default(), 1).expect("adapters")
@@ -74,7 +81,7 @@ fn main() {
     println!("| what | batch | tokens/s | peak memory |");
     println!("|---|---|---|---|");
     // A model of one's own may be far too large for full training.
-    let settings = if source.is_some() { &SETTINGS[..2] } else { &SETTINGS };
+    let settings = if source.is_some() { &SETTINGS[..3] } else { &SETTINGS };
     for setting in settings {
         let this = std::env::current_exe().expect("the path of this program");
         let status = std::process::Command::new(this).args(&source).env(SETTING, setting).status();

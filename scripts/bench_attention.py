@@ -1,12 +1,12 @@
 """Received attention of a corpus with transformers and with cluescope, by turns on the same machine.
 
-    python scripts/bench_attention.py MODEL.gguf CORPUS.csv [--threads N] [--rounds N] [--long TOKENS] [--cluescope PROGRAM]
+    python scripts/bench_attention.py MODEL.gguf CORPUS.csv [--threads N] [--rounds N] [--long TOKENS] [--dtype TYPE…] [--cluescope PROGRAM]
 
 The Python side works as the published script does: eager attention, `output_attentions=True`, one text at a time, f32, the reduction of
 the maps included. The other side is `cluescope attend` without a cache. Both read the same token ids (those cluescope's tokeniser made) and
 the same number of them; neither tokenising nor loading counts as work. A side's rounds are processes of their own; memory is
 a process's largest resident set, once when the model is loaded (for cluescope: measuring a text of one word) and once at the end.
-Rates are medians over the rounds. `--long` adds one text of that many tokens, for cluescope alone. Needs transformers, torch and gguf.
+Rates are medians over the rounds. `--dtype f32 bf16x3` measures cluescope in both types, f32 when left out. `--long` adds one text of that many tokens, for cluescope alone. Needs transformers, torch and gguf.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def cluescope_side(options, folder):
     command = [options.cluescope, "attend", "--model", options.model, "--corpus", options.corpus, "--out", out]
     start = time.perf_counter()
     run = subprocess.run(
-        [*command, "--threads", str(options.threads)], capture_output=True, text=True, env=dict(os.environ, CLUESCOPE_CACHE="")
+        [*command, "--threads", str(options.threads), "--dtype", *options.dtype], capture_output=True, text=True, env=dict(os.environ, CLUESCOPE_CACHE="")
     )
     whole = time.perf_counter() - start
     if run.returncode:
@@ -73,10 +73,10 @@ def cluescope_side(options, folder):
     return dict(tokens=sum(map(len, ids)), seconds=seconds, load=whole - seconds, peak=peak(resource.RUSAGE_CHILDREN))
 
 
-def side(options, name, corpus, folder):
+def side(options, name, corpus, folder, dtype="f32"):
     """One measurement in a process of its own, so that neither's memory counts for the other."""
     command = [sys.executable, __file__, options.model, corpus, "--threads", str(options.threads)]
-    command += ["--cluescope", options.cluescope, "--side", name, "--folder", folder]
+    command += ["--cluescope", options.cluescope, "--side", name, "--folder", folder, "--dtype", dtype]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if run.returncode:
         sys.exit(run.stderr)
@@ -90,6 +90,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int)
+    parser.add_argument("--dtype", nargs="+", default=["f32"])
     parser.add_argument("--cluescope", default="target/release/cluescope")
     parser.add_argument("--side", choices=["python", "cluescope"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -98,7 +99,9 @@ def main():
         work = python_side if options.side == "python" else cluescope_side
         print(json.dumps(work(options, options.folder)))
         return
-    names = dict(cluescope="cluescope attend", python="transformers, eager")
+    # cluescope first: its ids are what the other reads.
+    sides = [("cluescope", dtype, f"cluescope attend, {dtype}") for dtype in options.dtype]
+    sides.append(("python", "f32", "transformers, eager"))
     print(f"{options.model.name}, {options.threads} threads\n")
     print("| round | what | tokens | load, s | work, s | tokens/s | peak loaded | peak |\n|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -106,26 +109,28 @@ def main():
         one_word = folder / "word.jsonl"
         one_word.write_text('{"text": "word"}\n')
         loaded = side(options, "cluescope", one_word, folder)["peak"]
-        runs = dict(cluescope=[], python=[])
+        runs = {shown: [] for *_, shown in sides}
         for number in range(1, options.rounds + 1):
-            # cluescope first: its ids are what the other reads.
-            for name, shown in names.items():
-                found = side(options, name, options.corpus, folder)
+            for name, dtype, shown in sides:
+                found = side(options, name, options.corpus, folder, dtype)
                 found.setdefault("load_peak", loaded)
                 found["rate"] = found["tokens"] / found["seconds"]
-                runs[name].append(found)
+                runs[shown].append(found)
                 print(
                     f"| {number} | {shown} | {found['tokens']} | {found['load']:.1f} | {found['seconds']:.1f} | {found['rate']:.0f} "
                     f"| {found['load_peak']:.2f} GB | {found['peak']:.2f} GB |",
                     flush=True,
                 )
-        assert len({found["tokens"] for found in runs["cluescope"] + runs["python"]}) == 1
-        median = lambda name, key: statistics.median(found[key] for found in runs[name])
-        ratio = {key: median("cluescope", key) / median("python", key) for key in ("rate", "peak")}
-        print(
-            f"\nMedians: {median('cluescope', 'rate'):.0f} against {median('python', 'rate'):.0f} tokens/s, {ratio['rate']:.2f} times; "
-            f"peak {median('cluescope', 'peak'):.2f} against {median('python', 'peak'):.2f} GB, {ratio['peak']:.2f} of it."
-        )
+        assert len({found["tokens"] for found in sum(runs.values(), [])}) == 1
+        median = lambda shown, key: statistics.median(found[key] for found in runs[shown])
+        print()
+        *own, (*_, python) = sides
+        for *_, shown in own:
+            ratio = {key: median(shown, key) / median(python, key) for key in ("rate", "peak")}
+            print(
+                f"{shown}, medians: {median(shown, 'rate'):.0f} against {median(python, 'rate'):.0f} tokens/s, {ratio['rate']:.2f} times; "
+                f"peak {median(shown, 'peak'):.2f} against {median(python, 'peak'):.2f} GB, {ratio['peak']:.2f} of it."
+            )
         if options.long:
             parts, tokens = [], 0
             for text, ids in zip(texts(options.corpus), json.loads((folder / "ids.json").read_text())):

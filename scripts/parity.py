@@ -1,6 +1,6 @@
 """Attention of real models beside transformers, on the same dequantised weights and the same token ids.
 
-    python scripts/parity.py CORPUS.csv MODEL.gguf... [--cluescope PROGRAM] [--threads N] [--texts N]
+    python scripts/parity.py CORPUS.csv MODEL.gguf... [--cluescope PROGRAM] [--threads N] [--texts N] [--dtype TYPE]
 
 `cluescope attend` measures the corpus with every head kept apart and the probes of all its fields. transformers dequantises the same file
 (`from_pretrained(folder, gguf_file=...)`), reads the ids that cluescope wrote, and runs in f32 with eager attention; received
@@ -29,9 +29,10 @@ def read(corpus):
         return [row["text"] for row in csv.DictReader(file)]
 
 
-def measure(program, model, corpus, fields, threads, folder):
+def measure(program, model, corpus, fields, threads, dtype, folder):
     out = Path(folder) / "attention.jsonl"
     command = [program, "attend", "--model", model, "--corpus", corpus, "--out", out, "--per", "head", "--threads", str(threads)]
+    command += ["--dtype", dtype]
     run = subprocess.run(command + ["--probe", *fields], capture_output=True, text=True, env=dict(os.environ, CLUESCOPE_CACHE=""))
     if run.returncode:
         sys.exit(run.stderr)
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--cluescope", default="target/release/cluescope")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="f32", help="of cluescope; transformers computes in f32")
     parser.add_argument("--texts", type=int, help="the first N only")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -78,7 +80,7 @@ def main():
         ).eval()
         worst, texts, tokens, probes = {}, 0, 0, 0
         with tempfile.TemporaryDirectory() as folder:
-            for line in measure(options.cluescope, path, options.corpus, fields, options.threads, folder):
+            for line in measure(options.cluescope, path, options.corpus, fields, options.threads, options.dtype, folder):
                 if options.texts is not None and texts == options.texts:
                     break
                 compare(model, line, worst)

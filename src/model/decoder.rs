@@ -34,7 +34,7 @@ pub(super) fn positions(batch: &Batch) -> Vec<u32> {
 
 impl Decoder {
     pub(super) fn work(&self, dropout_seed: Option<u64>) -> Work {
-        Work { pool: self.pool.clone(), dropout_seed }
+        Work { pool: self.pool.clone(), products: self.products, dropout_seed }
     }
 
     /// The residual stream before the first block, `[N, d]`.

@@ -2,7 +2,7 @@
 //!
 //! | device | weights, activations, matrix products | norms, softmax, loss, received attention, LoRA, optimiser |
 //! |---|---|---|
-//! | `cpu` | f32 | f32 |
+//! | `cpu` | f32, or products as bf16x3 | f32 |
 //! | `cuda`, `cuda:1` … | bf16, or f32 | f32 |
 //! | `metal` | f32, or bf16 | f32 |
 //!
@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, DeviceLocation, Tensor};
 
+use super::amx;
+use super::matmul::Products;
 use super::parameters::Decoder;
 use super::{Matrix, Model};
 use crate::error::{Error, Result};
@@ -33,6 +35,8 @@ pub struct Device {
     dtype: DType,
     /// Whether tensor operations run, or the CPU's own kernels.
     tensors: bool,
+    /// How those kernels multiply.
+    products: Products,
 }
 
 /// What [`Device::current`] returns, once it was set.
@@ -41,7 +45,7 @@ static CURRENT: RwLock<Option<Device>> = RwLock::new(None);
 impl Device {
     /// The CPU, in f32.
     pub fn cpu() -> Device {
-        Device { place: candle_core::Device::Cpu, dtype: DType::F32, tensors: false }
+        Device { place: candle_core::Device::Cpu, dtype: DType::F32, tensors: false, products: Products::F32 }
     }
 
     /// The NVIDIA GPU with this number, in bf16.
@@ -77,13 +81,13 @@ impl Device {
     }
 
     fn gpu(place: candle_core::Device, dtype: DType) -> Device {
-        Device { place, dtype, tensors: true }
+        Device { place, dtype, tensors: true, products: Products::F32 }
     }
 
     /// The GPU's tensor operations on the CPU, for tests.
     #[cfg(test)]
     pub(crate) fn tensors(dtype: DType) -> Device {
-        Device { place: candle_core::Device::Cpu, dtype, tensors: true }
+        Device::gpu(candle_core::Device::Cpu, dtype)
     }
 
     /// The first GPU that this build knows and that can be used, otherwise the CPU. Where a GPU cannot be used, standard
@@ -132,10 +136,31 @@ impl Device {
         match dtype {
             DType::F32 => {}
             DType::BF16 if self.tensors => {}
-            DType::BF16 => return Err(Error::option("dtype", "bf16", "f32 on the CPU")),
+            DType::BF16 => return Err(Error::option("dtype", "bf16", "f32 or bf16x3 on the CPU")),
             other => return Err(Error::option("dtype", format!("{other:?}"), "f32 or bf16")),
         }
-        Ok(Device { dtype, ..self })
+        Ok(Device { dtype, products: Products::F32, ..self })
+    }
+
+    /// The CPU with every product of 32 rows or more with a weight made as three products of bf16, on the tile unit (AMX) that
+    /// Intel's server processors have since 2023.
+    ///
+    /// A product of two numbers is then off by 2⁻¹⁶ of itself at most, where f32 rounds at 2⁻²⁴: what PyTorch calls
+    /// `set_float32_matmul_precision("high")`. Everything else stays in f32, and results do not depend on the number of threads.
+    /// How much faster it is and how far results differ: docs/parity.md.
+    ///
+    /// # Errors
+    /// [`Error::Option`] on a GPU and on a processor or system without the unit.
+    pub fn with_bf16x3(self) -> Result<Device> {
+        if self.tensors {
+            return Err(Error::option("dtype", "bf16x3", "f32 or bf16 on a GPU"));
+        }
+        if !amx::available() {
+            let why =
+                "f32: bf16x3 needs Linux and a processor with AMX (Intel Xeon, 4th generation and later)";
+            return Err(Error::option("dtype", "bf16x3", why));
+        }
+        Ok(Device { products: Products::Bf16x3, ..self })
     }
 
     /// The type of activations and matrix products.
@@ -165,8 +190,14 @@ impl Device {
         self.tensors.then_some(self.dtype)
     }
 
+    /// How the CPU's own kernels multiply.
+    pub(super) fn products(&self) -> Products {
+        self.products
+    }
+
     fn same(&self, other: &Device) -> bool {
-        self.place.same_device(&other.place) && (self.dtype, self.tensors) == (other.dtype, other.tensors)
+        let kind = |device: &Device| (device.dtype, device.tensors, device.products);
+        self.place.same_device(&other.place) && kind(self) == kind(other)
     }
 }
 
@@ -187,7 +218,7 @@ fn usable(
     })
 }
 
-/// `cpu f32`, `cuda:0 bf16`.
+/// `cpu f32`, `cpu bf16x3`, `cuda:0 bf16`.
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.place.location() {
@@ -196,7 +227,10 @@ impl std::fmt::Display for Device {
             DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}")?,
             DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}")?,
         }
-        write!(f, " {}", self.dtype.as_str())
+        match self.products {
+            Products::F32 => write!(f, " {}", self.dtype.as_str()),
+            Products::Bf16x3 => f.write_str(" bf16x3"),
+        }
     }
 }
 
@@ -234,6 +268,7 @@ impl Model {
         let mut decoder = Decoder::clone(&self.0.decoder);
         decoder.detach();
         decoder.device = place.clone();
+        decoder.products = device.products();
         decoder.for_each_linear(&mut |linear| {
             check_interrupt()?;
             linear.weight = match &linear.weight {
@@ -301,9 +336,17 @@ mod tests {
     #[test]
     fn types_are_f32_and_bf16_and_the_cpu_has_f32_alone() {
         let message = |device: Device, dtype| device.with_dtype(dtype).unwrap_err().to_string();
-        assert_eq!(message(Device::cpu(), DType::BF16), "dtype = bf16: f32 on the CPU");
+        assert_eq!(message(Device::cpu(), DType::BF16), "dtype = bf16: f32 or bf16x3 on the CPU");
         assert!(message(Device::tensors(DType::F32), DType::F16).contains("f32 or bf16"));
         let narrow = Device::tensors(DType::F32).with_dtype(DType::BF16).unwrap();
         assert_eq!((narrow.dtype(), narrow.arithmetic().as_str()), (DType::BF16, "cpu tensors bf16"));
+        assert!(Device::tensors(DType::F32).with_bf16x3().unwrap_err().to_string().contains("on a GPU"));
+        match Device::cpu().with_bf16x3() {
+            Ok(device) => {
+                assert_eq!(device.arithmetic(), "cpu bf16x3");
+                assert_eq!(device.with_dtype(DType::F32).unwrap().arithmetic(), "cpu f32");
+            }
+            Err(error) => assert!(error.to_string().contains("AMX") && !amx::available(), "{error}"),
+        }
     }
 }

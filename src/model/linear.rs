@@ -12,7 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::matmul::{View, ViewMut, multiply};
+use super::matmul::{Products, View, ViewMut, multiply};
 use super::scratch::{Pool, add, for_rows};
 use super::simd::vectorized;
 use super::{Matrix, WeightSource, init};
@@ -49,6 +49,8 @@ pub(super) struct Lora {
 #[derive(Debug, Clone)]
 pub(super) struct Work {
     pub(super) pool: Arc<Pool>,
+    /// How products with weights are made; adapters and attention stay in f32.
+    pub(super) products: Products,
     /// `None` switches dropout off.
     pub(super) dropout_seed: Option<u64>,
 }
@@ -296,7 +298,7 @@ impl Linear {
             let count = group.len() / self.cols;
             let dst = ViewMut::new(&mut y[first..], n, count, self.rows);
             let w = View::new(group, count, self.cols, self.cols);
-            multiply(dst, View::new(x, n, self.cols, self.cols), w.t(), 1.0, accumulate);
+            work.products.multiply(dst, View::new(x, n, self.cols, self.cols), w.t(), accumulate);
         })?;
         if let Some(bias) = &self.bias {
             with_values(bias, |bias| {
@@ -363,13 +365,13 @@ impl Linear {
                 let count = group.len() / inn;
                 let dst = ViewMut::new(dx, n, inn, inn);
                 let w = View::new(group, count, inn, inn);
-                multiply(dst, View::new(&dy[first..], n, count, out), w, 1.0, accumulate);
+                work.products.multiply(dst, View::new(&dy[first..], n, count, out), w, accumulate);
                 accumulate = true;
             })?;
         }
         if let Some(variable) = self.weight.variable() {
             let dst = ViewMut::new(gradients.slot(variable), out, inn, inn);
-            multiply(dst, View::new(dy, n, out, out).t(), View::new(x, n, inn, inn), 1.0, true);
+            work.products.multiply(dst, View::new(dy, n, out, out).t(), View::new(x, n, inn, inn), true);
         }
         if let Some(bias) = self.bias.as_ref().filter(|b| b.is_variable()) {
             add_columns(gradients.slot(bias), dy);

@@ -1,27 +1,30 @@
 //! Matrix products on plain slices: the `gemm` crate on tiles, one thread a tile.
 //!
 //! The tiles follow from the shapes alone, so the bits of a product do not depend on the number of threads.
+//! [`Products`] says whether those with weights are made in another way.
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::amx;
+
 /// A matrix within a slice: element `(i, j)` at `i · row_stride + j · col_stride`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 /// A matrix to be written within a slice.
 #[derive(Debug)]
 pub(super) struct ViewMut<'a> {
-    data: &'a mut [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(super) data: &'a mut [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
 }
 
 impl<'a> View<'a> {
@@ -64,6 +67,29 @@ fn check(len: usize, rows: usize, cols: usize, row_stride: usize) {
             (rows - 1) * row_stride + cols <= len,
             "{rows}×{cols} at stride {row_stride} in {len} values"
         );
+    }
+}
+
+/// How products with weights are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Products {
+    /// Every product of two numbers in f32.
+    #[default]
+    F32,
+    /// As three products of bf16 on the processor's tile unit, which must be [`amx::available`].
+    Bf16x3,
+}
+
+impl Products {
+    /// Rows below which packing for the tile unit costs more than it saves.
+    const FEWEST_ROWS: usize = 32;
+
+    /// `dst = lhs · rhs`, added to `dst` when `accumulate`.
+    pub(super) fn multiply(self, dst: ViewMut<'_>, lhs: View<'_>, rhs: View<'_>, accumulate: bool) {
+        match self {
+            Products::Bf16x3 if dst.rows >= Self::FEWEST_ROWS => amx::multiply(dst, lhs, rhs, accumulate),
+            _ => multiply(dst, lhs, rhs, 1.0, accumulate),
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! `layers.{i}.input_norm`, `mlp_norm` (before the MLP), and in sandwiches `post_attention_norm`, `post_mlp_norm`, each `.weight` and, for layer norms,
 //! `.bias` · `norm` · `lm_head.weight` unless tied. Norm weights are the factors applied (Gemma's one already added).
 
+mod amx;
 mod attention;
 mod block;
 mod cache;
@@ -167,7 +168,8 @@ impl Model {
         let name = name.into();
         config.validate(&name)?;
         tokenizer_fits(&name, &tokenizer, &config)?;
-        let decoder = Decoder::load(config, weights, device.place())?;
+        let mut decoder = Decoder::load(config, weights, device.place())?;
+        decoder.products = device.products();
         Ok(Model(Arc::new(Inner {
             name,
             hash: hash.into(),

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::config::{DecoderConfig, Mlp, Norm, Position, Residual};
 use super::linear::Linear;
+use super::matmul::Products;
 use super::rope::Rope;
 use super::scratch::Pool;
 use super::{Matrix, WeightSource};
@@ -44,6 +45,8 @@ pub(super) struct Block {
 pub(super) struct Decoder {
     pub(super) config: DecoderConfig,
     pub(super) device: Device,
+    /// How the CPU's own kernels multiply.
+    pub(super) products: Products,
     /// Memory for activations, shared by clones.
     pub(super) pool: Arc<Pool>,
     /// `[vocab_size, hidden_size]`.
@@ -137,6 +140,7 @@ impl Decoder {
         };
         Ok(Decoder {
             device: device.clone(),
+            products: Products::default(),
             pool: Arc::default(),
             embed_tokens,
             position_embeddings,

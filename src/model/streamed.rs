@@ -17,6 +17,7 @@ use super::decoder::positions;
 use super::hub::Hub;
 use super::linear::{GROUP, Linear, Work};
 use super::load::open;
+use super::matmul::Products;
 use super::parameters::Block;
 use super::rope::Rope;
 use super::scratch::{Buffer, Pool, add, in_pool};
@@ -114,7 +115,7 @@ impl Streamed {
         let c = &self.config;
         let mut gathers = Vec::with_capacity(batches.len());
         let mut states = Vec::with_capacity(batches.len());
-        let work = Work { pool: self.pool.clone(), dropout_seed: None };
+        let work = Work { pool: self.pool.clone(), products: Products::F32, dropout_seed: None };
         let positions: Vec<Vec<u32>> = batches.iter().map(|(batch, _)| positions(batch)).collect();
         for ((batch, capture), positions) in batches.iter().zip(&positions) {
             batch.check(&self.name, c.vocab_size, c.max_positions)?;

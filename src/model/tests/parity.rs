@@ -96,6 +96,37 @@ fn gradients_agree_and_recomputation_changes_no_bit() {
     }
 }
 
+/// On a processor with the tile unit: a hundred times nearer to f32 than bf16 is.
+#[test]
+fn bf16x3_is_nearly_f32() {
+    let Ok(device) = At::cpu().with_bf16x3() else { return };
+    for (name, config) in kinds() {
+        let model = calm(config);
+        let there = model.to_device(&device).unwrap();
+        let batch = Batch::new(&texts());
+        let want = Want { logits: Logits::All, capture: Some(rich_capture(Detail::Head)) };
+        let (exact, found) = (model.forward(&batch, &want).unwrap(), there.forward(&batch, &want).unwrap());
+        let apart = difference(&captured(&found.attention), &captured(&exact.attention));
+        assert!(apart < 1e-4, "{name}: attention differs by {apart}");
+        let (found, exact) = (flat(&found.logits.unwrap()), flat(&exact.logits.unwrap()));
+        let apart = off(&found, &exact);
+        assert!(apart > 0.0 && apart < 1e-4, "{name}: logits differ by {apart} of the largest");
+        let targets: Vec<Option<u32>> = (0..39).map(|i| (i != 4).then_some(i * 3 % 40)).collect();
+        let pass = TrainPass { recompute: true, dropout_seed: None };
+        let gradients = |m: &Model| {
+            m.with_trainable_weights().unwrap().loss_and_gradients(&batch, &targets, &pass).unwrap()
+        };
+        let ((value, exact), (near, found)) = (gradients(&model), gradients(&there));
+        assert!((near - value).abs() < 1e-4, "{name}: loss {near}, not {value}");
+        for (tensor, gradient) in &found {
+            let (a, b) = (flat(gradient), flat(&exact[tensor]));
+            let largest = b.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
+            let apart = difference(&a, &b) / largest;
+            assert!(apart < 3e-4, "{name}: the gradient of {tensor} differs by {apart}");
+        }
+    }
+}
+
 #[test]
 fn quantised_and_narrow_weights_train_an_adapter_as_their_values_do() {
     use candle_core::quantized::{GgmlDType, QTensor};

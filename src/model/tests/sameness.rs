@@ -3,6 +3,7 @@
 
 use candle_core::quantized::GgmlDType;
 
+use super::super::Device as At;
 use super::*;
 
 /// The weights of `0`, matrices in the form `1` gives them.
@@ -38,17 +39,11 @@ fn the_number_of_threads_changes_no_bit_at_real_sizes() {
         ..Capture::default()
     };
     let want = Want { logits: Logits::All, capture: Some(capture) };
-    for (name, form) in [("f32", &plain as &dyn Fn(&Tensor) -> Matrix), ("bf16", &bf16), ("Q8_0", &q8)] {
+    let forms = [("f32", &plain as &dyn Fn(&Tensor) -> Matrix), ("bf16", &bf16), ("Q8_0", &q8)];
+    let devices = [Ok(At::cpu()), At::cpu().with_bf16x3()].into_iter().flatten();
+    for ((name, form), device) in devices.flat_map(|device| forms.map(|form| (form, device.clone()))) {
         let mut source = Stored(&weights, form);
-        let model = Model::assemble(
-            "m",
-            "0",
-            config.clone(),
-            tokenizer(320),
-            &mut source,
-            &super::super::Device::cpu(),
-        )
-        .unwrap();
+        let model = Model::assemble("m", "0", config.clone(), tokenizer(320), &mut source, &device).unwrap();
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
@@ -62,7 +57,7 @@ fn the_number_of_threads_changes_no_bit_at_real_sizes() {
         for threads in [2, 5] {
             let other = run(threads);
             let apart = one.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            assert_eq!((apart, other.len()), (0, one.len()), "{name}, {threads} threads");
+            assert_eq!((apart, other.len()), (0, one.len()), "{name}, {device}, {threads} threads");
         }
     }
 }
