@@ -56,6 +56,8 @@ mod tiles {
     const STEP: usize = 4 * TILE;
     /// Inner elements of the right side packed at a time: with [`WIDTH`] columns 768 KB, so that they stay in the second cache.
     const DEPTH: usize = 768;
+    /// Steps that packing asks the caches for in advance: it reads many short rows, which processors do not foresee.
+    const AHEAD: usize = 2;
     /// Most columns of a task.
     const WIDTH: usize = 256;
     /// Most bytes of the packed left side; a longer one is taken in turns.
@@ -409,12 +411,18 @@ mod tiles {
                                 (0, 0)
                             };
                             let row = from.wrapping_add(row * lane_stride);
+                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD * PANEL).cast());
+                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD * PANEL + 16).cast());
                             let high = _mm512_maskz_loadu_ps(high, row.wrapping_add(16));
                             beside(_mm512_maskz_loadu_ps(low, row), high)
                         } else {
                             let even = mask(if 2 * row < inner { lanes } else { 0 });
                             let odd = mask(if 2 * row + 1 < inner { lanes } else { 0 });
                             let row = from.wrapping_add(2 * row * stride);
+                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(AHEAD * PANEL * stride).cast());
+                            _mm_prefetch::<_MM_HINT_T0>(
+                                row.wrapping_add((AHEAD * PANEL + 1) * stride).cast(),
+                            );
                             let odd = _mm512_maskz_loadu_ps(odd, row.wrapping_add(stride));
                             pairs(_mm512_maskz_loadu_ps(even, row), odd)
                         }
