@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use cluescope::corpus::Corpus;
-use cluescope::model::{DecoderConfig, Model};
+use cluescope::model::{DecoderConfig, Device, Model};
 use cluescope::tokens::Tokenizer;
 use serde_json::Value;
 
@@ -227,7 +227,7 @@ fn all_weights_learn_on_demand_and_wrong_values_are_named() {
         (&["--batch-size", "0"], "batch_size = 0"),
         (&["--device", "cuda"], "--device = cuda: this program is built without it"),
         (&["--device", "gpu"], "--device = gpu: auto, cpu, cuda"),
-        (&["--device", "cpu", "--dtype", "bf16"], "--dtype = bf16: f32 on the CPU"),
+        (&["--device", "cpu", "--dtype", "bf16"], "--dtype = bf16: f32 or bf16x3 on the CPU"),
         (&["--threads", "0"], "--threads = 0"),
     ] {
         // A build for that device would find it.
@@ -250,26 +250,46 @@ fn attention_streamed_from_disk_is_the_attention() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     assert!(said.contains("expected: ") && said.contains("read from disk"), "{said}");
-    let read = |file: &str| -> Vec<Value> {
-        let text = std::fs::read_to_string(at.join(file)).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
+    let read = |file: &str| weights_of(at, file);
     let (whole, streamed) = (read("whole.jsonl"), read("streamed.jsonl"));
     assert_eq!((whole.len(), streamed.len()), (10, 10));
-    for (a, b) in whole.iter().zip(&streamed) {
-        assert_eq!((&a["id"], &a["ids"]), (&b["id"], &b["ids"]));
-        let weights = |v: &Value| -> Vec<f64> { serde_json::from_value(v.clone()).unwrap() };
-        for (a, b) in [
-            (&a["received"], &b["received"]),
-            (&a["probe"]["company"]["weights"], &b["probe"]["company"]["weights"]),
-        ] {
-            assert!(!weights(a).is_empty());
-            for (a, b) in weights(a).iter().zip(weights(b)) {
-                // Other batches, other roundings.
-                assert!((a - b).abs() < 1e-6, "{a} and {b}");
-            }
-        }
+    // Other batches, other roundings.
+    assert!(apart(&whole, &streamed) < 1e-6);
+    // A processor with the tile unit is asked for its products; any other refuses by name.
+    let near = run(at, &[&words[..], &["near.jsonl", "--dtype", "bf16x3"]].concat());
+    if Device::cpu().with_bf16x3().is_ok() {
+        assert!(near.status.success());
+        let off = apart(&whole, &read("near.jsonl"));
+        assert!(off > 0.0 && off < 1e-4, "{off}");
+    } else {
+        assert!(String::from_utf8(near.stderr).unwrap().contains("--dtype = bf16x3: f32: bf16x3 needs"));
     }
+    for (dtype, expected) in [("bf16", "--dtype = bf16: "), ("bf16x3", "--dtype = bf16x3: ")] {
+        let message = bad(at, &[&words[..], &["none.jsonl", "--streamed", "--dtype", dtype]].concat());
+        assert!(message.contains(&format!("{expected}f32 with --streamed")), "{message}");
+    }
+}
+
+/// Identity of each text with its received attention and its probe.
+fn weights_of(at: &Path, file: &str) -> Vec<(Value, Vec<f64>)> {
+    let text = std::fs::read_to_string(at.join(file)).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let numbers = |v: &Value| -> Vec<f64> { serde_json::from_value(v.clone()).unwrap() };
+    lines
+        .map(|line| {
+            let (received, probe) = (&line["received"], &line["probe"]["company"]["weights"]);
+            let both = [numbers(received), numbers(probe)];
+            assert!(both.iter().all(|weights| !weights.is_empty()));
+            (serde_json::json!([line["id"], line["ids"]]), both.concat())
+        })
+        .collect()
+}
+
+/// The largest difference of the same texts' numbers.
+fn apart(a: &[(Value, Vec<f64>)], b: &[(Value, Vec<f64>)]) -> f64 {
+    assert!(a.iter().map(|(text, _)| text).eq(b.iter().map(|(text, _)| text)));
+    let pairs = a.iter().zip(b).flat_map(|((_, a), (_, b))| a.iter().zip(b));
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 /// The bundled pair's protocol has several biographies a person, whose facts have no one distance; texts of one's own do.
