@@ -196,15 +196,46 @@ struct Piece {
 pub(super) const KEYS: &str = "Move over the text, or give it the focus and use the arrow keys: left and right by token, up and down by rank.";
 
 impl Panel {
+    /// A text whose tokens get their values from a page's script.
+    pub(super) fn without_values(id: &str, text: &str, offsets: &[(usize, usize)]) -> Self {
+        Panel {
+            id: id.into(),
+            text: text.into(),
+            offsets: offsets.to_vec(),
+            value: vec![0.0; offsets.len()],
+            rank: Vec::new(),
+            both: None,
+            about: String::new(),
+        }
+    }
+
     /// The text under its id, folded away unless `open`; `note` says what a token's note adds to its words, number and
     /// rank.
     fn html(&self, tone: Tone, scale: f32, open: bool, note: &dyn Fn(usize) -> String, out: &mut String) {
-        let id = escape(&tame(&self.id));
         out.push_str(&format!(
-            "<details{}><summary>{id} <small>({})</small></summary>\n<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {id}\">",
+            "<details{}><summary>{} <small>({})</small></summary>\n",
             if open { " open" } else { "" },
+            escape(&tame(&self.id)),
             escape(&self.about)
         ));
+        self.listbox(tone, scale, note, out);
+        out.push_str("</details>\n");
+    }
+
+    /// The text as a list of tokens that the keyboard and a screen reader can go through; returns the tokens of each
+    /// entry.
+    pub(super) fn listbox(
+        &self,
+        tone: Tone,
+        scale: f32,
+        note: &dyn Fn(usize) -> String,
+        out: &mut String,
+    ) -> Vec<Vec<usize>> {
+        out.push_str(&format!(
+            "<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {}\">",
+            escape(&tame(&self.id))
+        ));
+        let mut entries = Vec::new();
         let characters: Vec<char> = self.text.chars().collect();
         let slice = |from: usize, to: usize| escape(&characters[from..to].iter().collect::<String>());
         let mut at = 0;
@@ -225,9 +256,11 @@ impl Panel {
                 slice(piece.start, piece.end)
             ));
             at = piece.end;
+            entries.push(piece.tokens);
         }
         out.push_str(&slice(at, characters.len()));
-        out.push_str("</div></details>\n");
+        out.push_str("</div>\n");
+        entries
     }
 
     /// The text under its id. Control characters are shown by their number, so a text cannot drive the terminal.

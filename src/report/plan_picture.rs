@@ -112,7 +112,9 @@ impl PlanPicture {
 
     /// A whole page.
     pub fn html(&self) -> String {
-        let curve = self.curve().map_or(String::new(), |svg| format!("<div class=\"cs\">{svg}</div>"));
+        let curve = self.curve().map_or(String::new(), |svg| {
+            format!("<div class=\"cs\"><div class=\"scroll\">{svg}</div></div>")
+        });
         page(&self.title, &(self.fragment() + &curve))
     }
 

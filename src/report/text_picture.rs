@@ -5,7 +5,7 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Tone};
-use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, tame, title_name};
+use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, signed_bar, tame, title_name};
 use crate::attention::{Attended, AttendedText};
 use crate::augment::drop_probability;
 use crate::contrast::{Contrast, ContrastText, rank_descending};
@@ -159,8 +159,8 @@ impl TextPicture {
         if self.tone == Tone::Signed {
             format!(
                 "<div class=\"scale\"><span>\u{2212}{bound} and below: small attends more (blue)</span>\n\
-                 <span class=\"bar\" role=\"img\" aria-label=\"blue to orange\" style=\"background:linear-gradient(90deg,var(--neg),transparent,var(--pos))\"></span>\n\
-                 <span>+{bound} and above: large attends more (orange, underlined)</span>\n{dropout}</div>\n"
+                 {}\n<span>+{bound} and above: large attends more (orange, underlined)</span>\n{dropout}</div>\n",
+                signed_bar()
             )
         } else {
             format!(
@@ -221,19 +221,7 @@ fn tokens(count: usize) -> String {
 
 /// One line that says where a picture came from.
 pub(super) fn footer(provenance: &Provenance) -> String {
-    let list = |items: &std::collections::BTreeMap<String, String>| {
-        items
-            .iter()
-            .filter(|(_, v)| !v.is_empty())
-            .map(|(k, v)| format!("{k}: {v}"))
-            .collect::<Vec<_>>()
-            .join(" \u{b7} ")
-    };
-    format!(
-        "cluescope {} \u{b7} {} \u{b7} models {} \u{b7} {}",
-        provenance.cluescope,
-        provenance.command,
-        list(&provenance.models),
-        list(&provenance.options)
-    )
+    let parts: Vec<String> =
+        provenance.lines().iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    tame(&parts.join(" \u{b7} "))
 }
