@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::head_views::{Model, Sheet, View, encoded};
 use super::html::escape;
-use super::panel::{Panel, Tone};
+use super::panel::{Panel, Scale, Tone};
 use super::picture::{SCRIPT, STYLE, page, signed_bar, stamped, tame, title_name, unused_file_name};
 use super::plot::HeatMap;
 use super::table::Table;
@@ -176,7 +176,7 @@ impl HeadsPicture {
             first += map.layers * map.heads;
         }
         out.push_str("</div>\n<p class=\"said\"></p>\n");
-        let pieces = self.text.listbox(Tone::Signed, 1.0, &|_| String::new(), &mut out);
+        let pieces = self.text.listbox(Tone::Signed, Scale::Fixed(1.0), &|_| String::new(), &mut out);
         let tokens: Vec<String> = pieces
             .iter()
             .map(|tokens| tokens.iter().map(usize::to_string).collect::<Vec<_>>().join(" "))
@@ -247,7 +247,8 @@ impl HeadsPicture {
         let mut figures = Vec::new();
         let mut names = BTreeSet::new();
         for view in &self.views {
-            let name = unused_file_name(view.name.trim_start_matches("probe of "), &mut names);
+            let name =
+                unused_file_name(view.name.strip_prefix("probe of ").unwrap_or(&view.name), &mut names);
             let mut first = 0;
             for map in &self.maps {
                 let value =
