@@ -12,6 +12,9 @@ pub struct Provenance {
     pub command: String,
     /// Version of this package.
     pub cluescope: String,
+    /// Versions of the crates that decide numbers or tokens.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub crates: BTreeMap<String, String>,
     /// Model name to content hash.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub models: BTreeMap<String, String>,
@@ -20,14 +23,39 @@ pub struct Provenance {
     pub options: BTreeMap<String, String>,
 }
 
+/// Another version of one of these may compute other last digits or split a text into other tokens.
+const DECIDING: [&str; 3] = ["candle-core", "gemm", "tokenizers"];
+
 impl Provenance {
     /// Provenance of `command` by this version.
     pub fn new(command: impl Into<String>) -> Self {
+        let version = |name: &str| Some((name.to_string(), locked_version(name)?.to_string()));
         Provenance {
             command: command.into(),
             cluescope: env!("CARGO_PKG_VERSION").into(),
+            crates: DECIDING.into_iter().filter_map(version).collect(),
             ..Default::default()
         }
+    }
+
+    /// Everything that is known, as names and values for people.
+    pub fn lines(&self) -> Vec<(String, String)> {
+        let mut lines =
+            vec![("command".into(), self.command.clone()), ("cluescope".into(), self.cluescope.clone())];
+        lines.extend(self.crates.clone());
+        lines.extend(self.models.iter().map(|(name, hash)| (format!("model {name}"), hash.clone())));
+        lines.extend(self.options.clone());
+        lines.retain(|(_, value)| !value.is_empty());
+        lines
+    }
+
+    /// Whether `other` would lead to the same numbers: a model is its content, whatever name it goes by, and the command
+    /// may be spelt another way.
+    pub fn same_numbers(&self, other: &Provenance) -> bool {
+        self.cluescope == other.cluescope
+            && self.crates == other.crates
+            && self.models.values().eq(other.models.values())
+            && self.options == other.options
     }
 
     /// Adds a model and its content hash.
@@ -36,19 +64,12 @@ impl Provenance {
         self
     }
 
-    /// Adds where it was made: processor, system, threads, and the versions of what computes.
+    /// Adds where it was made: processor, system, threads.
     pub fn with_machine(self) -> Self {
         let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-        let mut here = self
-            .option("processor", processor().unwrap_or_else(|| "unknown".into()))
+        self.option("processor", processor().unwrap_or_else(|| "unknown".into()))
             .option("system", system)
-            .option("threads", rayon::current_num_threads());
-        for name in ["candle-core", "gemm", "tokenizers", "polars"] {
-            if let Some(version) = locked_version(name) {
-                here = here.option(name, version);
-            }
-        }
-        here
+            .option("threads", rayon::current_num_threads())
     }
 
     /// Adds an option.
@@ -98,7 +119,22 @@ mod tests {
     fn the_machine_and_the_versions_are_told() {
         let here = Provenance::new("x").with_machine();
         assert_eq!(here.options["threads"], rayon::current_num_threads().to_string());
-        assert!(here.options["candle-core"].starts_with(|c: char| c.is_ascii_digit()), "{here:?}");
+        for name in DECIDING {
+            assert!(here.crates[name].starts_with(|c: char| c.is_ascii_digit()), "{here:?}");
+        }
         assert_eq!(locked_version("no-such-crate"), None);
+    }
+
+    #[test]
+    fn the_same_numbers_need_the_same_model_options_and_versions() {
+        let made = Provenance::new("x").model("a.gguf", "01").option("prefix", "");
+        let named_otherwise = Provenance::new("y").model("b.gguf", "01").option("prefix", "");
+        assert!(made.same_numbers(&named_otherwise));
+        assert!(!made.same_numbers(&made.clone().option("prefix", "Text: ")));
+        assert!(!made.same_numbers(&made.clone().model("a.gguf", "02")));
+        let mut older = made.clone();
+        older.crates.insert("gemm".into(), "0.1.0".into());
+        assert!(!made.same_numbers(&older));
+        assert!(made.lines().contains(&("model a.gguf".into(), "01".into())));
     }
 }

@@ -57,10 +57,18 @@ impl Format {
 }
 
 impl Attended {
+    /// Refuses a path that [`Attended::write`] would refuse, for those who want to know before a model is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for another extension than `.jsonl` and `.parquet`.
+    pub fn check_path(path: impl AsRef<Path>) -> Result<()> {
+        Format::of(path.as_ref()).map(|_| ())
+    }
+
     /// Writes all texts to `path`, `.jsonl` or `.parquet`.
     ///
     /// # Errors
-    /// [`Error::Option`] for another extension, [`Error::Io`] naming the file.
+    /// As [`Attended::check_path`]; [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         match Format::of(path)? {
@@ -172,11 +180,7 @@ fn finished(
             ))
         };
         let stamp: Stamp = serde_json::from_slice(&line).map_err(|_| refuse("not a line of this command"))?;
-        // A model is its content: it may be named by another path this time.
-        let same = stamp.provenance.models.values().eq(provenance.models.values())
-            && stamp.provenance.options == provenance.options
-            && stamp.provenance.cluescope == provenance.cluescope;
-        if !same {
+        if !stamp.provenance.same_numbers(provenance) {
             return Err(refuse("unfinished work with another model, corpus, version or other options"));
         }
         if documents.get(done).is_none_or(|d| d.id != stamp.id) {

@@ -209,8 +209,8 @@ impl Plan {
     fn tally(&self) -> impl Iterator<Item = (Option<&str>, f64)> {
         self.texts.iter().flat_map(|text| {
             let tokens = text.offsets.iter().zip(&text.probability).filter(|((start, end), _)| start < end);
-            tokens.map(|(&(start, end), &p)| {
-                let fact = text.document.spans.iter().find(|s| s.start < end && start < s.end);
+            tokens.map(|(&offset, &p)| {
+                let fact = text.document.spans.iter().find(|s| s.overlaps(offset));
                 (fact.map(|s| s.field.as_str()), f64::from(p))
             })
         })
@@ -249,8 +249,8 @@ impl Plan {
 
 fn protected(text: &PlanText, protect: &[Protect]) -> Vec<bool> {
     let spans = &text.document.spans;
-    let touches = |start: usize, end: usize, field: Option<&str>| {
-        spans.iter().any(|s| s.start < end && start < s.end && field.is_none_or(|f| f == s.field))
+    let touches = |offset: (usize, usize), field: Option<&str>| {
+        spans.iter().any(|s| s.overlaps(offset) && field.is_none_or(|f| f == s.field))
     };
     let guarded = |(token, &(start, end)): (&str, &(usize, usize))| {
         // A start token has no characters to lose; the tokenizer puts it back.
@@ -261,8 +261,8 @@ fn protected(text: &PlanText, protect: &[Protect]) -> Vec<bool> {
                     token.chars().all(sign) && token.contains(is_punctuation)
                 }
                 Protect::CommaAndStop => matches!(token, "," | "."),
-                Protect::Field(field) => touches(start, end, Some(field)),
-                Protect::Facts => touches(start, end, None),
+                Protect::Field(field) => touches((start, end), Some(field)),
+                Protect::Facts => touches((start, end), None),
             })
     };
     let tokens = text.tokens();

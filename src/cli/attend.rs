@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cluescope::attention::{Attend, Per, Probes};
+use cluescope::attention::{Attend, Attended, Per, Probes};
 use cluescope::memory;
 
 use super::model::ModelArgs;
@@ -46,6 +46,7 @@ pub(crate) enum Part {
 
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    Attended::check_path(&args.out)?;
     let corpus = super::texts(&args.corpus)?;
     // A number of ten characters for each of three or four characters of text, and where its token lies.
     super::make_ready_for(&args.out, 8 * super::characters(&corpus))?;

@@ -6,7 +6,7 @@ use cluescope::attention::{Aggregation, Heads, Per};
 use cluescope::augment::{ALPHA, BETA};
 use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
 use cluescope::files::make_ready;
-use cluescope::report::{Colours, HeadsPicture, Page, Section, TextPicture, hits_table};
+use cluescope::report::{Colours, HeadsPicture, Page, Section, Table, TextPicture};
 
 use super::attend::Part;
 use super::model::DeviceArgs;
@@ -32,10 +32,12 @@ pub(crate) struct Args {
     /// A page with every text coloured by signed difference
     #[arg(long)]
     html: Option<PathBuf>,
-    /// Folder for the paper's Figures 2 and 3, one a field, and a page of all with their counts
+    /// Folder for the paper's Figures 2 and 3, one a field, and a page of all with their counts; with --heads-html or --per
+    /// head also for maps of the heads that differ
     #[arg(long)]
     figures: Option<PathBuf>,
-    /// A page of all layers and heads of both models, and the first text coloured by the head chosen
+    /// A page of all layers and heads: where the large model's differ from the small one's, then each model's own, and the
+    /// first text coloured by the head chosen
     #[arg(long)]
     heads_html: Option<PathBuf>,
     /// Print the first texts in colour
@@ -105,16 +107,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !(args.beta >= 0.0 && args.beta.is_finite()) {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
-    let kind = args.out.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if kind != "jsonl" {
-        let expected = "a file whose name ends in .jsonl, what a contrast is written as";
-        return Err(cluescope::Error::option("--out", args.out.display(), expected).into());
-    }
+    Contrast::check_path(&args.out)?;
     args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
     if args.heads_html.is_some() && !known(&args.fact) {
-        return Err(without_fact(&args.fact).into());
+        let expected = "a fact marked in at least one text, for --heads-html";
+        return Err(cluescope::Error::option("--fact", &args.fact, expected).into());
     }
     // Three numbers a token, and where it lies.
     let bytes = 16 * super::characters(&corpus);
@@ -126,9 +125,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         make_ready(folder, 0)?;
     }
     let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
-    if let Some(path) = &args.heads_html {
-        heads_page(&contrast, &args.fact)?.write(path)?;
-        println!("{}", path.display());
+    let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == args.fact));
+    if let Some(text) = marked.filter(|_| contrast.per == Per::Head) {
+        let differ = HeadsPicture::of_contrast(&contrast, &text.id, &args.fact)?;
+        if let Some(folder) = &args.figures {
+            for path in differ.write_figures(folder)? {
+                println!("{}", path.display());
+            }
+        }
+        if let Some(path) = &args.heads_html {
+            heads_page(&contrast, &differ, &text.id, &args.fact)?.write(path)?;
+            println!("{}", path.display());
+        }
     }
     // The heads measured for the page alone would make the file a hundred times as long.
     let contrast = if args.per.is_some() { contrast } else { contrast.without_parts() };
@@ -146,7 +154,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let hits = contrast.probe_hits(&args.fact, 10);
     if !hits.is_empty() {
-        println!("\n{}", hits_table(&hits, &args.fact, 10));
+        println!("\n{}", Table::of_hits(&hits, &args.fact, 10));
     }
     if args.show > 0 {
         println!("{}", picture.first(args.show).terminal(Colours::of_stdout()));
@@ -181,17 +189,13 @@ fn options(args: &Args) -> anyhow::Result<Contrasting> {
     Ok(options)
 }
 
-fn without_fact(fact: &str) -> cluescope::Error {
-    cluescope::Error::option("--fact", fact, "a fact marked in at least one text, for --heads-html")
-}
-
-/// Both models' heads, and the first text with the fact below each.
-fn heads_page(contrast: &Contrast, fact: &str) -> anyhow::Result<Page> {
-    let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == fact));
-    let text = marked.ok_or_else(|| without_fact(fact))?;
-    let mut page = Page::new("Where the heads look").provenance(contrast.provenance.clone());
+/// Which heads differ, then each model's own, each with the text `id` below.
+fn heads_page(contrast: &Contrast, differ: &HeadsPicture, id: &str, fact: &str) -> cluescope::Result<Page> {
+    let mut page = Page::new("Where the heads look")
+        .provenance(contrast.provenance.clone())
+        .section(Section::new("Large minus small").picture(differ.fragment()));
     for (role, attended) in [("small", contrast.of_small()), ("large", contrast.of_large())] {
-        let picture = HeadsPicture::new(&attended, &text.id, fact)?;
+        let picture = HeadsPicture::new(&attended, id, fact)?;
         page = page.section(Section::new(format!("The {role} model")).picture(picture.fragment()));
     }
     Ok(page)

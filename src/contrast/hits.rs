@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::difference::{Contrast, ContrastText, ProbeContrast};
 use super::rank::rank_descending;
-use crate::corpus::Span;
 
 /// One of the three rows of a [`ProbeContrast`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,11 +88,6 @@ fn chance(tokens: usize, hits: usize, top: usize) -> f64 {
     1.0 - miss.product::<f64>()
 }
 
-/// True when the token overlaps a span of `field`.
-pub(crate) fn is_kind(offset: (usize, usize), spans: &[Span], field: &str) -> bool {
-    offset.1 > offset.0 && spans.iter().any(|s| s.field == field && offset.0 < s.end && s.start < offset.1)
-}
-
 impl Contrast {
     /// For each field's probe, in how many texts a token of `kind` (such as `name`) has one of the `top` highest weights.
     ///
@@ -104,7 +98,8 @@ impl Contrast {
         let mut found: BTreeMap<&str, (Tally, Tally)> = BTreeMap::new();
         for text in &self.texts {
             for (field, probe) in text.probe.iter().filter(|(field, _)| *field != kind) {
-                let of_kind = |i: usize| is_kind(text.offsets[i], &text.spans, kind);
+                let of_kind =
+                    |i: usize| text.spans.iter().any(|s| s.field == kind && s.overlaps(text.offsets[i]));
                 let (strict, with_first) = found.entry(field).or_default();
                 strict.count(probe, top, |i| i > 0 && of_kind(i));
                 with_first.count(probe, top, of_kind);
@@ -129,6 +124,6 @@ impl Contrast {
 }
 
 /// Where a field first stands in a text, for an order of fields that follows the texts.
-pub(crate) fn place(text: &ContrastText, field: &str) -> Option<usize> {
+fn place(text: &ContrastText, field: &str) -> Option<usize> {
     text.spans.iter().position(|s| s.field == field)
 }

@@ -60,7 +60,7 @@ pub fn load_model(source: &str) -> Result<Model> {
     Ok(model.renamed(source, hash))
 }
 
-/// What [`load_model`] would load, to be read block by block; no weight is read yet.
+/// What [`load_model`] would load, to be read block by block.
 ///
 /// # Errors
 /// As [`load_model`].
@@ -74,7 +74,8 @@ pub fn open_streamed(source: &str) -> Result<Streamed> {
 /// # Errors
 /// As [`load_model`].
 pub fn load_tokenizer(source: &str) -> Result<Tokenizer> {
-    Ok(open_streamed(source)?.tokenizer().clone())
+    let folder = bundled(source)?;
+    Model::load_tokenizer(folder.as_deref().unwrap_or(source))
 }
 
 /// The folder of `nano-small` or `nano-large`; `None` for any other source.

@@ -1,21 +1,17 @@
 //! Whether two models can be held at once.
 
-use std::path::Path;
-
 use super::pair::KnownPair;
 use crate::error::{Error, Result};
-use crate::files::extension;
 use crate::memory::available;
 use crate::model::Hub;
 
-/// Refuses a pair whose weights do not fit into this machine's free memory together, before either is loaded. Weights are
+/// Refuses a pair whose weights do not fit into this machine's free memory together, before either is downloaded. Weights are
 /// held in the type of their files, so their size is that of the files. Where the system does not say
 /// how much is free, nothing is refused.
 pub(super) fn both_fit(pair: &KnownPair) -> Result<()> {
     let Some(free) = available() else { return Ok(()) };
     let hub = Hub::from_env();
-    let size = |source: &str| weight_bytes(&hub.fetch(source)?);
-    refuse(pair, size(pair.small)?, size(pair.large)?, free)
+    refuse(pair, hub.weight_bytes(pair.small)?, hub.weight_bytes(pair.large)?, free)
 }
 
 fn refuse(pair: &KnownPair, small: u64, large: u64, free: u64) -> Result<()> {
@@ -38,22 +34,6 @@ fn refuse(pair: &KnownPair, small: u64, large: u64, free: u64) -> Result<()> {
     )))
 }
 
-/// Bytes of the weight files of a checkpoint's folder, or of a `.gguf` file.
-fn weight_bytes(path: &Path) -> Result<u64> {
-    let length = |file: &Path| Ok(std::fs::metadata(file).map_err(Error::io(file))?.len());
-    if !path.is_dir() {
-        return length(path);
-    }
-    let mut sum = 0;
-    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
-        let file = entry.map_err(Error::io(path))?.path();
-        if extension(&file) == "safetensors" {
-            sum += length(&file)?;
-        }
-    }
-    Ok(sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,18 +52,5 @@ mod tests {
         ] {
             assert!(message.contains(part), "{message}");
         }
-    }
-
-    #[test]
-    fn weights_are_counted_and_other_files_are_not() {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, bytes) in
-            [("a-00001.safetensors", 10), ("a-00002.safetensors", 7), ("tokenizer.json", 100)]
-        {
-            std::fs::write(folder.path().join(name), vec![0; bytes]).unwrap();
-        }
-        assert_eq!(weight_bytes(folder.path()).unwrap(), 17);
-        assert_eq!(weight_bytes(&folder.path().join("tokenizer.json")).unwrap(), 100);
-        assert!(weight_bytes(&folder.path().join("none.gguf")).is_err());
     }
 }

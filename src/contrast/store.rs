@@ -12,7 +12,7 @@ use super::difference::{Contrast, ContrastText};
 use crate::attention::Per;
 use crate::corpus::Document;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_atomic};
+use crate::files::{extension, read_text, write_atomic};
 use crate::provenance::Provenance;
 
 #[derive(Serialize)]
@@ -28,12 +28,24 @@ struct Stamp {
 }
 
 impl Contrast {
+    /// Refuses a path that [`Contrast::write`] would refuse, for those who want to know before they measure.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for another extension than `.jsonl`.
+    pub fn check_path(path: impl AsRef<Path>) -> Result<()> {
+        match extension(&path).as_str() {
+            "jsonl" => Ok(()),
+            _ => Err(Error::option("out", path.as_ref().display(), "a file name that ends in .jsonl")),
+        }
+    }
+
     /// Writes one line a text.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
+    /// As [`Contrast::check_path`]; [`Error::Io`] naming the file.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
+        Self::check_path(path)?;
         write_atomic(path, |out| {
             for text in &self.texts {
                 let line = Line { text, provenance: &self.provenance };

@@ -46,6 +46,13 @@ pub struct Span {
     pub end: usize,
 }
 
+impl Span {
+    /// Whether a token that covers the characters `start..end` has one of the fact's. A start token covers none.
+    pub fn overlaps(&self, (start, end): (usize, usize)) -> bool {
+        start < end && start < self.end && self.start < end
+    }
+}
+
 /// What a text is a version of. Versions of one text (its copies, several biographies of one person) never share a
 /// window when texts are packed for training.
 ///

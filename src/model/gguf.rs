@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// Entries of a list that room is made for at once; a damaged count may promise as many as the file has bytes.
 const RESERVE: usize = 1 << 16;
 
-/// The tensor types that are read, by their GGUF names.
+/// The tensor types that are read, by their GGUF names; README.md lists them too.
 pub const GGUF_TYPES: [&str; 13] =
     ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"];
 
@@ -416,4 +416,17 @@ fn kind_of(number: u32) -> std::result::Result<Kind, String> {
             return Err(name.unwrap_or_else(|| format!("unknown type {other}")));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_types_that_are_read_are_those_the_readme_lists() {
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains(&GGUF_TYPES.join(", ")), "{GGUF_TYPES:?}");
+        let read = (0..64).filter(|&number| kind_of(number).is_ok()).count();
+        assert_eq!(read, GGUF_TYPES.len());
+    }
 }

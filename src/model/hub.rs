@@ -62,12 +62,45 @@ impl Hub {
     /// [`Error::Model`] saying what to do: not an id, not found, gated, offline, no safetensors, or damaged on the way.
     pub fn fetch(&self, source: &str) -> Result<PathBuf> {
         let id = Id::parse(source)?;
-        let repo =
-            |revision: &str| Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned());
-        let cached = Cache::new(self.cache.clone()).repo(repo(&id.revision));
+        let cached = self.cached(&id);
         if let Some(found) = id.complete(source, &cached, self.offline)? {
             return Ok(found);
         }
+        let (download, names) = self.look(source, &id)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let found = match &id.file {
+            Some(file) => download.file(download.listed(file, &names)?)?,
+            None => download.checkpoint(&names)?,
+        };
+        // Only now does the branch's name point at this commit: a cache entry is whole or absent.
+        cached.create_ref(download.repo.revision()).map_err(Error::io(&self.cache))?;
+        Ok(found)
+    }
+
+    /// Bytes of the weight files that [`Hub::fetch`] would hand out, known before any of them is downloaded.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`].
+    pub fn weight_bytes(&self, source: &str) -> Result<u64> {
+        let id = Id::parse(source)?;
+        if let Some(found) = id.complete(source, &self.cached(&id), self.offline)? {
+            return bytes_of_weights(&found);
+        }
+        let (download, names) = self.look(source, &id)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let weights = match &id.file {
+            Some(file) => vec![download.listed(file, &names)?.to_owned()],
+            None => download.weights(&names)?,
+        };
+        weights.iter().try_fold(0, |sum, name| Ok(sum + download.size(name)?))
+    }
+
+    fn cached(&self, id: &Id) -> CacheRepo {
+        Cache::new(self.cache.clone()).repo(id.at(&id.revision))
+    }
+
+    /// The newest commit of `id`, and the files it lists.
+    fn look<'a>(&'a self, source: &'a str, id: &'a Id) -> Result<(Download<'a>, Vec<String>)> {
         if self.offline {
             return Err(Error::model(
                 source,
@@ -78,24 +111,13 @@ impl Hub {
             ));
         }
         let api = self.api(source)?;
-        let info = api.repo(repo(&id.revision)).info().map_err(|e| self.explain(source, &id, e))?;
+        let info = api.repo(id.at(&id.revision)).info().map_err(|e| self.explain(source, id, e))?;
         // The commit's name becomes a folder; only a hash is one.
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Error::model(source, format!("{} answered without a commit", self.endpoint)));
         }
-        let names: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
-        let download = Download { hub: self, source, id: &id, api: &api, repo: repo(&info.sha) };
-        let found = match &id.file {
-            Some(file) if names.contains(&file.as_str()) => download.file(file)?,
-            Some(file) => {
-                let held = listed(names.iter().filter(|name| files::extension(name) == "gguf"));
-                return Err(Error::model(source, format!("{} has no file {file}; it has {held}", id.repo)));
-            }
-            None => download.checkpoint(&names)?,
-        };
-        // Only now does the branch's name point at this commit: a cache entry is whole or absent.
-        cached.create_ref(&info.sha).map_err(Error::io(&self.cache))?;
-        Ok(found)
+        let names = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        Ok((Download { hub: self, source, id, api, repo: id.at(&info.sha) }, names))
     }
 
     fn api(&self, source: &str) -> Result<Api> {
@@ -146,6 +168,10 @@ struct Id {
 }
 
 impl Id {
+    fn at(&self, revision: &str) -> Repo {
+        Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
+    }
+
     fn parse(source: &str) -> Result<Self> {
         let bad = || {
             Err(Error::model(
@@ -213,6 +239,22 @@ impl Id {
     }
 }
 
+/// Bytes of the weight files of a checkpoint's folder, or of a `.gguf` file.
+fn bytes_of_weights(path: &Path) -> Result<u64> {
+    let length = |file: &Path| Ok(std::fs::metadata(file).map_err(Error::io(file))?.len());
+    if !path.is_dir() {
+        return length(path);
+    }
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
+        let file = entry.map_err(Error::io(path))?.path();
+        if files::extension(&file) == "safetensors" {
+            sum += length(&file)?;
+        }
+    }
+    Ok(sum)
+}
+
 /// Where the hub's tools note that the commit of `snapshot` has no file `name`.
 fn absent(snapshot: &Path, name: &str) -> Option<PathBuf> {
     let commit = snapshot.file_name()?;
@@ -233,12 +275,22 @@ struct Download<'a> {
     hub: &'a Hub,
     source: &'a str,
     id: &'a Id,
-    api: &'a Api,
+    api: Api,
     repo: Repo,
 }
 
 impl Download<'_> {
-    fn checkpoint(&self, names: &[&str]) -> Result<PathBuf> {
+    /// `file`, which the commit must have.
+    fn listed<'b>(&self, file: &'b str, names: &[&str]) -> Result<&'b str> {
+        if names.contains(&file) {
+            return Ok(file);
+        }
+        let held = listed(names.iter().filter(|name| files::extension(name) == "gguf"));
+        Err(Error::model(self.source, format!("{} has no file {file}; it has {held}", self.id.repo)))
+    }
+
+    /// The names of a checkpoint's weight files; of what it takes, only the list of shards is downloaded.
+    fn weights(&self, names: &[&str]) -> Result<Vec<String>> {
         let has = |name: &str| names.contains(&name);
         let refuse = |message: String| Err(Error::model(self.source, message));
         if !has(SINGLE) && !has(INDEX) {
@@ -253,6 +305,16 @@ impl Download<'_> {
             }
             return refuse("holds no safetensors weights".into());
         }
+        if has(SINGLE) {
+            return Ok(vec![SINGLE.to_owned()]);
+        }
+        Ok(read_index(&self.file(INDEX)?)?.0)
+    }
+
+    fn checkpoint(&self, names: &[&str]) -> Result<PathBuf> {
+        let has = |name: &str| names.contains(&name);
+        let refuse = |message: String| Err(Error::model(self.source, message));
+        let weights = self.weights(names)?;
         for (file, what) in [(CONFIG, "configuration"), (TOKENIZER, "fast tokenizer")] {
             if !has(file) {
                 return refuse(format!("has no {file}, so no {what}"));
@@ -268,13 +330,8 @@ impl Download<'_> {
         }
         self.file(TOKENIZER)?;
         let config = self.file(CONFIG)?;
-        if has(SINGLE) {
-            self.file(SINGLE)?;
-        } else {
-            let index = self.file(INDEX)?;
-            for shard in read_index(&index)?.0 {
-                self.file(&shard)?;
-            }
+        for name in weights {
+            self.file(&name)?;
         }
         match config.parent() {
             Some(folder) => Ok(folder.to_path_buf()),
@@ -288,6 +345,12 @@ impl Download<'_> {
             Some(note) => files::write_atomic(note, |_| Ok(())),
             None => Ok(()),
         }
+    }
+
+    fn size(&self, name: &str) -> Result<u64> {
+        let url = self.api.repo(self.repo.clone()).url(name);
+        let metadata = self.api.metadata(&url).map_err(|e| self.hub.explain(self.source, self.id, e))?;
+        Ok(metadata.size() as u64)
     }
 
     /// One file, checked; a damaged one is fetched once more from the start.
@@ -406,6 +469,19 @@ fn damage(path: &Path, size: u64, etag: &str) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_are_counted_and_other_files_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in
+            [("a-00001.safetensors", 10), ("a-00002.safetensors", 7), ("tokenizer.json", 100)]
+        {
+            std::fs::write(folder.path().join(name), vec![0; bytes]).unwrap();
+        }
+        assert_eq!(bytes_of_weights(folder.path()).unwrap(), 17);
+        assert_eq!(bytes_of_weights(&folder.path().join("tokenizer.json")).unwrap(), 100);
+        assert!(bytes_of_weights(&folder.path().join("none.gguf")).is_err());
+    }
 
     #[test]
     fn ids_are_told_from_paths() {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::family::{Family, Form};
 use super::hub::Hub;
 use super::weights::{Bytes, Tensors, WeightFile, pickle_message};
-use super::{DecoderConfig, Device, Model, gguf, vocabulary};
+use super::{DecoderConfig, Device, Model, gguf, tokenizer_fits, vocabulary};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::provenance::content_hash;
@@ -46,6 +46,17 @@ impl Model {
         open(source, &Hub::from_env())?.load(device)
     }
 
+    /// The tokenizer of what [`Model::load`] would load; no weight is read.
+    ///
+    /// # Errors
+    /// As [`Model::load`], but for those about weights.
+    pub fn load_tokenizer(source: &str) -> Result<Tokenizer> {
+        let opened = open(source, &Hub::from_env())?;
+        opened.config.validate(&opened.name)?;
+        tokenizer_fits(&opened.name, &opened.tokenizer, &opened.config)?;
+        Ok(opened.tokenizer)
+    }
+
     /// A model from the contents of its files in memory, such as those built into a program.
     ///
     /// # Errors
@@ -68,7 +79,6 @@ impl Model {
 /// A checkpoint whose small files are read and checked, and whose weights still lie in their files.
 pub(super) struct Opened {
     pub(super) name: String,
-    pub(super) hash: String,
     pub(super) config: DecoderConfig,
     pub(super) tokenizer: Tokenizer,
     family: Family,
@@ -77,13 +87,19 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// Identifies the content; every weight is read for it.
+    pub(super) fn hash(&self) -> Result<String> {
+        let (config, tokenizer) = (format!("{:?}", self.config), self.tokenizer.hash().to_owned());
+        Ok(content_hash([config, tokenizer, self.tensors.fingerprint()?]))
+    }
+
     /// The weights by canonical names.
     pub(super) fn weights(self, device: &candle_core::Device) -> WeightFile {
         WeightFile::new(self.family, self.form, self.config, self.tensors, device)
     }
 
     fn load(self, device: &Device) -> Result<Model> {
-        let (name, hash) = (self.name.clone(), self.hash.clone());
+        let (name, hash) = (self.name.clone(), self.hash()?);
         let (config, tokenizer) = (self.config.clone(), self.tokenizer.clone());
         let mut weights = self.weights(device.place());
         let model = Model::assemble(name, hash, config, tokenizer, &mut weights, device)?;
@@ -152,7 +168,7 @@ fn from_parts(
     tensors: Tensors,
 ) -> Result<Opened> {
     let (family, config) = Family::read_config(name, config_path, json)?;
-    opened(name, family, Form::HuggingFace, config, tokenizer, tensors)
+    Ok(Opened { name: name.into(), config, tokenizer, family, form: Form::HuggingFace, tensors })
 }
 
 fn load_gguf(name: &str, path: &Path) -> Result<Opened> {
@@ -164,17 +180,5 @@ fn load_gguf(name: &str, path: &Path) -> Result<Opened> {
         let tensors = Tensors { files: vec![(path.to_path_buf(), bytes.clone())], entries: header.tensors };
         (family, config, tokenizer, tensors)
     };
-    opened(name, family, Form::Gguf, config, tokenizer, tensors)
-}
-
-fn opened(
-    name: &str,
-    family: Family,
-    form: Form,
-    config: DecoderConfig,
-    tokenizer: Tokenizer,
-    tensors: Tensors,
-) -> Result<Opened> {
-    let hash = content_hash([format!("{config:?}"), tokenizer.hash().to_owned(), tensors.fingerprint()?]);
-    Ok(Opened { name: name.into(), hash, config, tokenizer, family, form, tensors })
+    Ok(Opened { name: name.into(), config, tokenizer, family, form: Form::Gguf, tensors })
 }

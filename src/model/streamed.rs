@@ -50,13 +50,13 @@ pub struct Streamed {
 }
 
 impl Streamed {
-    /// Opens what [`Model::load`] would load; no weight is read yet.
+    /// Opens what [`Model::load`] would load; weights are read once, for [`Streamed::hash`], and none is kept.
     ///
     /// # Errors
     /// As [`Model::load`], those about weights when they are read.
     pub fn open(source: &str) -> Result<Streamed> {
         let opened = open(source, &Hub::from_env())?;
-        let (name, hash) = (opened.name.clone(), opened.hash.clone());
+        let (name, hash) = (opened.name.clone(), opened.hash()?);
         let (config, tokenizer) = (opened.config.clone(), opened.tokenizer.clone());
         config.validate(&name)?;
         tokenizer_fits(&name, &tokenizer, &config)?;

@@ -43,9 +43,9 @@ pub fn clues(contrast: &Contrast, plan: &Plan) -> Result<Section> {
     let plan = PlanPicture::of(plan).first(TEXTS);
     section = section
         .paragraph("The first texts, coloured by the large model's attention minus the small one's:")
-        .raw(texts.fragment())
+        .picture(texts.fragment())
         .paragraph("The same texts, coloured by what dropout makes of it (Figure 4):")
-        .raw(plan.fragment());
+        .picture(plan.fragment());
     Ok(match plan.curve() {
         Some(curve) => section.figure(curve, ""),
         None => section,

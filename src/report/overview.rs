@@ -3,7 +3,7 @@
 use super::picture::visible;
 use super::{HeatMap, Table};
 use crate::attention::AttendedText;
-use crate::contrast::{KnownPair, ProbeHits};
+use crate::contrast::{KnownPair, ProbeHits, Tally};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -78,19 +78,48 @@ impl Table {
         Ok(table)
     }
 
-    /// What [`Contrast::probe_hits`](crate::contrast::Contrast::probe_hits) counted.
+    /// What [`Contrast::probe_hits`](crate::contrast::Contrast::probe_hits) counted: how often each probe notices `kind`
+    /// among its `top` highest weights. Where it matters whether a text's first token may be a hit, each probe has a second
+    /// row in which it may.
     ///
-    /// # Errors
-    /// None that a caller could cause.
-    pub fn of_hits(hits: &[ProbeHits], caption: impl Into<String>) -> Result<Self> {
-        let columns = ["probe before", "texts", "small", "large", "difference", "by chance"];
-        let mut table = Table::new(columns).caption(caption);
+    /// ```
+    /// # use cluescope::report::Table;
+    /// # fn example(contrast: &cluescope::contrast::Contrast) {
+    /// println!("{}", Table::of_hits(&contrast.probe_hits("name", 10), "name", 10));
+    /// # }
+    /// ```
+    pub fn of_hits(hits: &[ProbeHits], kind: &str, top: usize) -> Self {
+        let strict = |h: &ProbeHits| Tally {
+            texts: h.texts,
+            small: h.small,
+            large: h.large,
+            difference: h.difference,
+            chance: h.chance,
+        };
+        let differ = hits.iter().any(|h| strict(h) != h.with_first);
+        let mut rows = Vec::new();
         for hit in hits {
-            let chance = format!("{:.1}", hit.chance);
-            let counts = [hit.texts, hit.small, hit.large, hit.difference].map(|count| count.to_string());
-            table.push([hit.field.clone()].into_iter().chain(counts).chain([chance]))?;
+            let mut push = |first: &str, tally: &Tally| {
+                let mut row = vec![hit.field.clone()];
+                if differ {
+                    row.push(first.into());
+                }
+                row.extend([tally.texts, tally.small, tally.large, tally.difference].map(|n| n.to_string()));
+                row.push(format!("{:.1}", tally.chance));
+                rows.push(row);
+            };
+            push("no hit", &strict(hit));
+            if differ {
+                push("may be one", &hit.with_first);
+            }
         }
-        Ok(table)
+        let mut columns = vec!["probe before"];
+        if differ {
+            columns.push("first token");
+        }
+        columns.extend(["texts", "small", "large", "difference", "by chance"]);
+        Table::of(columns.into_iter().map(String::from).collect(), rows)
+            .caption(format!("Texts in which a token of {kind} is among the probe's top {top}"))
     }
 }
 

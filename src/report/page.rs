@@ -156,13 +156,8 @@ impl Page {
 }
 
 fn footer(provenance: &Provenance) -> String {
-    let mut rows = vec![
-        ("command".to_string(), provenance.command.clone()),
-        ("cluescope".to_string(), provenance.cluescope.clone()),
-    ];
-    rows.extend(provenance.models.iter().map(|(name, hash)| (format!("model {name}"), hash.clone())));
-    rows.extend(provenance.options.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let rows: String = rows
+    let rows: String = provenance
+        .lines()
         .iter()
         .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escape(name), escape(value)))
         .collect();
@@ -192,8 +187,8 @@ thead th{border-bottom:2px solid var(--line);vertical-align:bottom}
 tbody th{font-weight:normal;max-width:24rem}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tbody tr:hover{background:var(--raised)}
-figure{margin:1.4rem 0}
-figure svg{display:block}
+figure{margin:1.4rem 0;overflow-x:auto}
+figure svg{display:block;min-width:36rem}
 figcaption{color:var(--soft);font-size:.92rem;max-width:46rem;margin-top:.3rem}
 details{margin:.8rem 0;border:1px solid var(--line);border-radius:4px;padding:.4rem .8rem}
 summary{cursor:pointer}
@@ -204,5 +199,5 @@ dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.1rem 1rem;m
 dt{font-weight:600}
 dd{margin:0;overflow-wrap:anywhere}
 @media (max-width:36rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
-@media print{:root{--text:#000;--soft:#333;--ground:#fff;--raised:#fff;--line:#888}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}}
+@media print{:root{--text:#000;--soft:#333;--ground:#fff;--raised:#fff;--line:#888}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}figure svg{min-width:0}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}}
 ";

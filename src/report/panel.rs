@@ -1,7 +1,7 @@
 //! One text whose tokens carry a number each: as coloured HTML and on a terminal.
 
 use super::html::escape;
-use super::picture::{full_colour, tame};
+use super::picture::{full_colour, short, tame};
 
 /// One text with a value for each token.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ impl Panels {
     pub(super) fn html(
         &self,
         tone: Tone,
-        scale: f32,
+        scale: Scale,
         note: impl Fn(&Panel, usize) -> String,
         out: &mut String,
     ) {
@@ -60,7 +60,7 @@ impl Panels {
     }
 
     /// All texts for a terminal.
-    pub(super) fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
+    pub(super) fn terminal(&self, tone: Tone, scale: Scale, colours: Colours, out: &mut String) {
         for panel in &self.shown {
             panel.terminal(tone, scale, colours, out);
         }
@@ -69,12 +69,33 @@ impl Panels {
         }
     }
 
-    /// The value at full colour for all texts, start tokens left out.
-    pub(super) fn scale(&self) -> f32 {
-        let panels = self.shown.iter();
-        let sizes = panels
-            .flat_map(|p| p.offsets.iter().zip(&p.value).filter(|(o, _)| o.1 > o.0).map(|(_, v)| v.abs()));
-        full_colour(sizes.collect())
+    /// The scale of attention for all texts, start tokens left out.
+    pub(super) fn even_share(&self) -> Scale {
+        let sizes = self.shown.iter().flat_map(|panel| {
+            let values = panel.offsets.iter().zip(&panel.value).filter(|(o, _)| o.1 > o.0);
+            values.map(|(_, v)| v.abs() * panel.offsets.len() as f32)
+        });
+        Scale::EvenShare(full_colour(sizes.collect()))
+    }
+}
+
+/// Which value has full colour.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Scale {
+    /// The same in every text.
+    Fixed(f32),
+    /// So many times what each token of a text would have if all had the same: attention is divided among the tokens, so
+    /// texts of ten and of two thousand tokens could not share one value.
+    EvenShare(f32),
+}
+
+impl Scale {
+    /// The value of full colour in a text of `tokens` tokens.
+    fn of(self, tokens: usize) -> f32 {
+        match self {
+            Scale::Fixed(value) => value,
+            Scale::EvenShare(times) => times / tokens.max(1) as f32,
+        }
     }
 }
 
@@ -196,15 +217,47 @@ struct Piece {
 pub(super) const KEYS: &str = "Move over the text, or give it the focus and use the arrow keys: left and right by token, up and down by rank.";
 
 impl Panel {
+    /// A text whose tokens get their values from a page's script.
+    pub(super) fn without_values(id: &str, text: &str, offsets: &[(usize, usize)]) -> Self {
+        Panel {
+            id: id.into(),
+            text: text.into(),
+            offsets: offsets.to_vec(),
+            value: vec![0.0; offsets.len()],
+            rank: Vec::new(),
+            both: None,
+            about: String::new(),
+        }
+    }
+
     /// The text under its id, folded away unless `open`; `note` says what a token's note adds to its words, number and
     /// rank.
-    fn html(&self, tone: Tone, scale: f32, open: bool, note: &dyn Fn(usize) -> String, out: &mut String) {
-        let id = escape(&tame(&self.id));
+    fn html(&self, tone: Tone, scale: Scale, open: bool, note: &dyn Fn(usize) -> String, out: &mut String) {
         out.push_str(&format!(
-            "<details{}><summary>{id} <small>({})</small></summary>\n<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {id}\">",
+            "<details{}><summary>{} <small>({})</small></summary>\n",
             if open { " open" } else { "" },
-            escape(&self.about)
+            escape(&tame(&self.id)),
+            escape(&self.about(scale))
         ));
+        self.listbox(tone, scale, note, out);
+        out.push_str("</details>\n");
+    }
+
+    /// The text as a list of tokens that the keyboard and a screen reader can go through; returns the tokens of each
+    /// entry.
+    pub(super) fn listbox(
+        &self,
+        tone: Tone,
+        scale: Scale,
+        note: &dyn Fn(usize) -> String,
+        out: &mut String,
+    ) -> Vec<Vec<usize>> {
+        let scale = scale.of(self.offsets.len());
+        out.push_str(&format!(
+            "<div class=\"tx\" role=\"listbox\" tabindex=\"0\" aria-label=\"Tokens of {}\">",
+            escape(&tame(&self.id))
+        ));
+        let mut entries = Vec::new();
         let characters: Vec<char> = self.text.chars().collect();
         let slice = |from: usize, to: usize| escape(&characters[from..to].iter().collect::<String>());
         let mut at = 0;
@@ -225,14 +278,17 @@ impl Panel {
                 slice(piece.start, piece.end)
             ));
             at = piece.end;
+            entries.push(piece.tokens);
         }
         out.push_str(&slice(at, characters.len()));
-        out.push_str("</div></details>\n");
+        out.push_str("</div>\n");
+        entries
     }
 
     /// The text under its id. Control characters are shown by their number, so a text cannot drive the terminal.
-    fn terminal(&self, tone: Tone, scale: f32, colours: Colours, out: &mut String) {
-        out.push_str(&format!("\n{} ({})\n", tame(&self.id), self.about));
+    fn terminal(&self, tone: Tone, scale: Scale, colours: Colours, out: &mut String) {
+        out.push_str(&format!("\n{} ({})\n", tame(&self.id), self.about(scale)));
+        let scale = scale.of(self.offsets.len());
         let characters: Vec<char> = self.text.chars().collect();
         let mut at = 0;
         for piece in self.pieces(characters.len()) {
@@ -243,6 +299,16 @@ impl Panel {
         }
         out.push_str(&tame(&characters[at..].iter().collect::<String>()));
         out.push('\n');
+    }
+
+    /// The remark beside the id, with the value of full colour where each text has its own.
+    fn about(&self, scale: Scale) -> String {
+        match scale {
+            Scale::Fixed(_) => self.about.clone(),
+            Scale::EvenShare(_) => {
+                format!("{}, full colour from {} on", self.about, short(scale.of(self.offsets.len())))
+            }
+        }
     }
 
     /// The first lines of a token's note.
@@ -317,6 +383,19 @@ mod tests {
         assert_eq!(bare_colour(1.0), ";background-color:#f09a3e;color:#1b1f24");
         assert_eq!(bare_colour(-1.0), ";background-color:#5fa8dc;color:#1b1f24");
         assert_eq!(bare_colour(0.01), "");
+    }
+
+    #[test]
+    fn a_long_text_does_not_decide_how_a_short_one_is_coloured() {
+        let text = |tokens: usize| {
+            let offsets: Vec<(usize, usize)> = (0..tokens).map(|i| (i, i + 1)).collect();
+            let mut panel = Panel::without_values("a", &"x".repeat(tokens), &offsets);
+            panel.value = vec![0.5 / tokens as f32; tokens];
+            panel
+        };
+        let scale = Panels::new(vec![text(10), text(2000)]).even_share();
+        assert!((scale.of(10) - 0.05).abs() < 1e-6 && (scale.of(2000) - 0.00025).abs() < 1e-8, "{scale:?}");
+        assert_eq!(Scale::Fixed(0.6).of(10), Scale::Fixed(0.6).of(2000));
     }
 
     #[test]

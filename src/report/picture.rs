@@ -1,5 +1,7 @@
 //! What all pictures of texts share: colours, the words of a token's note, the page around a picture.
 
+use std::collections::BTreeSet;
+
 use super::html::escape;
 
 /// Colours by role, for light and dark surroundings. Orange against blue can be told apart with every
@@ -14,7 +16,7 @@ font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;max-width:60rem;marg
 .cs h2{font-size:1.1rem;line-height:1.3;margin:0 0 .25rem;overflow-wrap:anywhere}
 .cs p,.cs footer{margin:.25rem 0;color:var(--soft);font-size:.85rem;overflow-wrap:anywhere}
 .cs .scale{display:flex;flex-wrap:wrap;gap:.25rem .6rem;align-items:center;margin:.4rem 0;font-size:.85rem}
-.cs .bar{width:9rem;height:.8rem;border:1px solid var(--line)}
+.cs .bar{width:9rem;height:.9rem;border:1px solid var(--line);font-size:.7rem;line-height:.8rem;text-align:center}
 .cs details{border-top:1px solid var(--line);padding:.35rem 0}
 .cs summary{cursor:pointer;overflow-wrap:anywhere}
 .cs .tx{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;line-height:1.9;margin:.35rem 0;padding:.25rem;border:1px solid transparent;border-radius:3px;tab-size:4}
@@ -25,6 +27,7 @@ font:15px/1.5 system-ui,-apple-system,'Segoe UI',sans-serif;max-width:60rem;marg
 .cs .n{--c:var(--neg)}
 .cs .tx .on{outline:2px solid var(--fg);outline-offset:-1px}
 .cs .scroll{overflow-x:auto;margin:.4rem 0}
+.cs .scroll svg{min-width:36rem}
 .cs table{border-collapse:collapse;font-size:.85rem}
 .cs caption{text-align:left;color:var(--soft)}
 .cs th,.cs td{padding:.15rem .6rem;border-bottom:1px solid var(--line);text-align:left;font-weight:normal}
@@ -59,13 +62,37 @@ box.addEventListener('pointerover',e=>{const t=e.target.closest('.t');if(t)show(
 box.addEventListener('pointerleave',hide);box.addEventListener('blur',hide);
 box.addEventListener('focus',()=>{if(box.matches(':focus-visible'))go(on&&box.contains(on)?on:tokens()[0])});
 box.addEventListener('keydown',e=>{const all=tokens(),at=on?all.indexOf(on):-1;let to=null;
-const byRank=step=>{const order=all.slice().sort((a,b)=>(+a.dataset.r||0)-(+b.dataset.r||0));return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
+const byRank=step=>{const order=all.map(t=>[t.dataset.r?+t.dataset.r:1e9,t]).sort((a,b)=>a[0]-b[0]).map(p=>p[1]);return order[Math.max(0,Math.min(order.length-1,on?order.indexOf(on)+step:0))]};
 if(e.key==='ArrowRight')to=all[Math.min(all.length-1,at+1)];else if(e.key==='ArrowLeft')to=all[Math.max(0,at-1)];
 else if(e.key==='ArrowDown')to=byRank(1);else if(e.key==='ArrowUp')to=byRank(-1);
 else if(e.key==='Home')to=all[0];else if(e.key==='End')to=all[all.length-1];else if(e.key==='Escape')return hide();else return;
 e.preventDefault();go(to)})}
 addEventListener('scroll',()=>{if(on&&!root.contains(document.activeElement))hide()},{passive:true})}})();
 "#;
+
+/// The scale from blue over nothing at 0 to orange.
+pub(super) fn signed_bar() -> String {
+    "<span class=\"bar\" role=\"img\" aria-label=\"blue, pale at 0, orange\" style=\"background:linear-gradient(90deg,var(--neg),transparent,var(--pos))\">0</span>".into()
+}
+
+/// `svg`, the figure of a file, with the line that says where it came from.
+pub(super) fn stamped(svg: &str, footer: &str) -> String {
+    svg.replacen('>', &format!(">\n<metadata>{}</metadata>", escape(footer)), 1)
+}
+
+/// `field` as part of a file name that no other of `used` has, capitals ignored.
+pub(super) fn unused_file_name(field: &str, used: &mut BTreeSet<String>) -> String {
+    let plain: String =
+        field.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
+    let mut name = plain.clone();
+    for number in 2.. {
+        if used.insert(name.to_lowercase()) {
+            break;
+        }
+        name = format!("{plain}-{number}");
+    }
+    name
+}
 
 /// `fragment` as a page of its own.
 pub(super) fn page(title: &str, fragment: &str) -> String {
@@ -175,6 +202,13 @@ mod tests {
     #[test]
     fn tame_text_has_no_escape_sequences() {
         assert_eq!(tame("a b\n\t\u{1b}[31m\u{2066}"), "a b\n\t[U+001B][31m[U+2066]");
+    }
+
+    #[test]
+    fn no_two_fields_share_a_file() {
+        let mut used = BTreeSet::new();
+        let names = ["a b", "a-b", "A/B", "name"].map(|field| unused_file_name(field, &mut used));
+        assert_eq!(names, ["a-b", "a-b-2", "A-B-3", "name"]);
     }
 
     #[test]

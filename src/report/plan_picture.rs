@@ -2,7 +2,7 @@
 //! probability over rank.
 
 use super::html::escape;
-use super::panel::{Colours, KEYS, Panel, Panels, Tone};
+use super::panel::{Colours, KEYS, Panel, Panels, Scale, Tone};
 use super::picture::{BARE, SCRIPT, STYLE, page, short, tame};
 use super::plot::LineChart;
 use crate::augment::{Plan, PlanText, Protect};
@@ -102,7 +102,7 @@ impl PlanPicture {
             short(self.cap as f32)
         );
         let note = |panel: &Panel, token: usize| format!("\ndropped with p = {:.3}", panel.value[token]);
-        self.panels.html(Tone::Cool, self.cap as f32, note, &mut out);
+        self.panels.html(Tone::Cool, Scale::Fixed(self.cap as f32), note, &mut out);
         out.push_str(&format!(
             "{BARE}<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
             escape(&tame(&self.options))
@@ -112,7 +112,9 @@ impl PlanPicture {
 
     /// A whole page.
     pub fn html(&self) -> String {
-        let curve = self.curve().map_or(String::new(), |svg| format!("<div class=\"cs\">{svg}</div>"));
+        let curve = self.curve().map_or(String::new(), |svg| {
+            format!("<div class=\"cs\"><div class=\"scroll\">{svg}</div></div>")
+        });
         page(&self.title, &(self.fragment() + &curve))
     }
 
@@ -127,7 +129,7 @@ impl PlanPicture {
     /// The texts with coloured backgrounds, as far as `colours` goes; what is likely dropped is deepest.
     pub fn terminal(&self, colours: Colours) -> String {
         let mut out = format!("{}\n", self.title);
-        self.panels.terminal(Tone::Cool, self.cap as f32, colours, &mut out);
+        self.panels.terminal(Tone::Cool, Scale::Fixed(self.cap as f32), colours, &mut out);
         let legend = colours.paint(" dropped most often ", -1.0);
         out.push_str(&format!("\n0 {legend} p = {}\n", short(self.cap as f32)));
         out

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::html::escape;
-use super::picture::{STYLE as FRAME, tame, title_name, visible};
+use super::picture::{STYLE as FRAME, stamped, tame, title_name, unused_file_name, visible};
 use super::text_picture::footer;
 use super::{Page, Section, Table};
 use crate::contrast::{Contrast, ContrastText, Row, rank_descending};
@@ -69,7 +69,7 @@ fn kind_of(text: &ContrastText, token: usize) -> Kind {
     if end <= start {
         return Kind::Start;
     }
-    match text.spans.iter().find(|s| start < s.end && s.start < end) {
+    match text.spans.iter().find(|s| s.overlaps((start, end))) {
         Some(span) => Kind::Field(span.field.clone()),
         None => {
             let word: String = text.text.chars().skip(start).take(end - start).collect();
@@ -158,13 +158,12 @@ impl ProbeFigure {
         let number = content_hash([title.as_str()]);
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"cs-fig\" viewBox=\"0 0 {width} {full}\" width=\"{width}\" style=\"max-width:100%;height:auto\" role=\"img\" aria-label=\"{}\">\n\
-             <title>{}</title>\n<desc>{}</desc>\n<metadata>{}</metadata>\n<style>{STYLE}</style>\n{}\n\
+             <title>{}</title>\n<desc>{}</desc>\n<style>{STYLE}</style>\n{}\n\
              <rect class=\"ground\" width=\"{width}\" height=\"{full}\"/>\n\
              <text x=\"{left}\" y=\"22\" class=\"head\">{}</text>\n<text x=\"{left}\" y=\"42\" class=\"soft\">kind of token at each rank, {} texts</text>\n",
             escape(&title),
             escape(&title),
             escape(&self.words()),
-            escape(&tame(&footer(&self.provenance))),
             patterns(&number),
             escape(&title),
             self.texts
@@ -228,7 +227,7 @@ impl ProbeFigure {
             ));
         }
         out.push_str("</svg>\n");
-        out
+        stamped(&out, &footer(&self.provenance))
     }
 
     /// The counts, folded away, as a part of a page.
@@ -379,10 +378,7 @@ impl Contrast {
             if !self.texts.iter().any(|t| t.probe.contains_key(&field)) {
                 continue;
             }
-            // Two fields must not share a file, also where it is the same in capitals.
-            let plain = file_name(&field);
-            let names = std::iter::once(plain.clone()).chain((2..).map(|n| format!("{plain}-{n}")));
-            let file = names.into_iter().find(|name| files.insert(name.to_lowercase())).unwrap_or(plain);
+            let file = unused_file_name(&field, &mut files);
             let mut section = Section::new(format!("Before {}", tame(&field)));
             for (row, name) in Row::ALL.into_iter().zip(["small", "large", "difference"]) {
                 let figure = ProbeFigure::new(self, &field, row)?;
@@ -402,9 +398,4 @@ impl Contrast {
         }
         Ok(written)
     }
-}
-
-/// A field's name as part of a file name.
-fn file_name(field: &str) -> String {
-    field.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect()
 }

@@ -5,7 +5,7 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Tone};
-use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, tame, title_name};
+use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, signed_bar, tame, title_name};
 use crate::attention::{Attended, AttendedText};
 use crate::augment::drop_probability;
 use crate::contrast::{Contrast, ContrastText, rank_descending};
@@ -106,13 +106,13 @@ impl TextPicture {
 
     /// A part of a page, with its own style and script; needs no network.
     pub fn fragment(&self) -> String {
-        let scale = self.panels.scale();
+        let scale = self.panels.even_share();
         let mut out = format!(
             "<div class=\"cs\"><style>{STYLE}</style>\n<h2>{}</h2>\n<p>{} {KEYS}</p>\n",
             escape(&tame(&self.title)),
             escape(&tame(&self.about))
         );
-        out.push_str(&self.legend(scale));
+        out.push_str(&self.legend());
         self.panels.html(self.tone, scale, |panel, token| self.note(panel, token), &mut out);
         out.push_str(&format!(
             "{BARE}<footer>{}</footer>\n<script>{SCRIPT}</script></div>\n",
@@ -137,35 +137,33 @@ impl TextPicture {
     /// The texts with coloured backgrounds, as far as `colours` goes. Control characters of the texts are shown by their
     /// number, so a text cannot drive the terminal.
     pub fn terminal(&self, colours: Colours) -> String {
-        let scale = self.panels.scale();
+        let scale = self.panels.even_share();
         let mut out = format!("{}\n{}\n", tame(&self.title), tame(&self.about));
         self.panels.terminal(self.tone, scale, colours, &mut out);
-        let bound = short(scale);
         if self.tone == Tone::Signed {
             let (low, high) =
                 (colours.paint(" small attends more ", -1.0), colours.paint(" large attends more ", 1.0));
-            out.push_str(&format!("\n-{bound}{low}0{high}+{bound}\n"));
+            out.push_str(&format!("\n{low}0{high}\n"));
         } else {
-            out.push_str(&format!("\n0{}{bound}\n", colours.paint(" attended most ", 1.0)));
+            out.push_str(&format!("\n0{}\n", colours.paint(" attended most ", 1.0)));
         }
         out
     }
 
-    fn legend(&self, scale: f32) -> String {
-        let bound = short(scale);
+    fn legend(&self) -> String {
         let dropout = self.dropout.map_or(String::new(), |(alpha, beta)| {
             format!("<span>dropout: \u{3b1} = {alpha}, \u{3b2} = {beta}</span>")
         });
         if self.tone == Tone::Signed {
             format!(
-                "<div class=\"scale\"><span>\u{2212}{bound} and below: small attends more (blue)</span>\n\
-                 <span class=\"bar\" role=\"img\" aria-label=\"blue to orange\" style=\"background:linear-gradient(90deg,var(--neg),transparent,var(--pos))\"></span>\n\
-                 <span>+{bound} and above: large attends more (orange, underlined)</span>\n{dropout}</div>\n"
+                "<div class=\"scale\"><span>small attends more (blue)</span>\n\
+                 {}\n<span>large attends more (orange, underlined)</span>\n{dropout}</div>\n",
+                signed_bar()
             )
         } else {
             format!(
                 "<div class=\"scale\"><span>0</span>\n<span class=\"bar\" role=\"img\" aria-label=\"pale to orange\" \
-                 style=\"background:linear-gradient(90deg,transparent,var(--pos))\"></span>\n<span>{bound} and above</span>\n{dropout}</div>\n"
+                 style=\"background:linear-gradient(90deg,transparent,var(--pos))\"></span>\n<span>attended most (orange)</span>\n{dropout}</div>\n"
             )
         }
     }
@@ -221,19 +219,7 @@ fn tokens(count: usize) -> String {
 
 /// One line that says where a picture came from.
 pub(super) fn footer(provenance: &Provenance) -> String {
-    let list = |items: &std::collections::BTreeMap<String, String>| {
-        items
-            .iter()
-            .filter(|(_, v)| !v.is_empty())
-            .map(|(k, v)| format!("{k}: {v}"))
-            .collect::<Vec<_>>()
-            .join(" \u{b7} ")
-    };
-    format!(
-        "cluescope {} \u{b7} {} \u{b7} models {} \u{b7} {}",
-        provenance.cluescope,
-        provenance.command,
-        list(&provenance.models),
-        list(&provenance.options)
-    )
+    let parts: Vec<String> =
+        provenance.lines().iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    tame(&parts.join(" \u{b7} "))
 }

@@ -74,7 +74,12 @@ fn the_command_writes_what_the_library_measures() {
     );
     assert!(page.contains(&written.provenance.models["small"]));
     let heads = std::fs::read_to_string(place("heads.html")).unwrap();
-    assert_eq!(heads.matches("role=\"gridcell\"").count(), 2 * 2 + 2);
+    assert_eq!(
+        heads.matches("role=\"gridcell\"").count(),
+        2 * (2 * 2 + 2),
+        "both models' heads, and what differs"
+    );
+    assert!(place("figures/heads-company-large.svg").exists());
     assert!(place("figures/probe-company-difference.svg").exists() && place("figures/probes.html").exists());
     assert!(said.contains("among the probe's top 10") && said.contains("company"), "{said}");
     assert!(said.contains("large attends more") && !said.contains('\x1b'), "a pipe gets no colours: {said}");
@@ -115,6 +120,8 @@ fn wrong_options_are_refused_by_name() {
     }
     let output = contrast_to("out.parquet", folder.path(), &[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("--out = out.parquet"), "{said}");
-    assert!(said.contains("ends in .jsonl"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("out = out.parquet: a file name that ends in .jsonl"),
+        "{said}"
+    );
 }

@@ -219,6 +219,37 @@ fn shards_and_gguf_files_are_downloaded() {
 }
 
 #[test]
+fn the_size_of_weights_is_known_before_they_are_downloaded() {
+    let server = Server::of("smollm2-sharded");
+    let gguf = std::fs::read(fixture("smollm2").join("model.gguf")).unwrap();
+    let bytes = gguf.len() as u64;
+    server.set(|s| drop(s.files.insert("tiny.gguf".into(), gguf)));
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let weight = |name: &str| name.ends_with(".safetensors");
+    let shards: u64 = files(&fixture("smollm2-sharded"))
+        .iter()
+        .filter(|(n, _)| weight(n))
+        .map(|(_, b)| b.len() as u64)
+        .sum();
+    assert_eq!(hub.weight_bytes(REPO).unwrap(), shards);
+    assert_eq!(hub.weight_bytes(&format!("{REPO}/tiny.gguf")).unwrap(), bytes);
+    assert!(hub.weight_bytes(&format!("{REPO}/other.gguf")).unwrap_err().to_string().contains("has no file"));
+    // Of each weight file one byte was asked for, which tells its length.
+    server.set(|s| {
+        let weights = s.seen.iter().filter(|line| line.contains(".safetensors ") || line.contains(".gguf "));
+        assert!(
+            weights.clone().count() > 2 && weights.clone().all(|line| line.ends_with(" 0-0")),
+            "{:?}",
+            s.seen
+        );
+    });
+    Model::load_from(REPO, &hub).unwrap();
+    let offline = Hub { offline: true, ..hub };
+    assert_eq!(offline.weight_bytes(REPO).unwrap(), shards, "from the cache");
+}
+
+#[test]
 fn a_broken_connection_is_continued_where_it_broke() {
     let server = Server::of("smollm2");
     server.set(|s| s.cut = Some(("model.safetensors".into(), 2)));

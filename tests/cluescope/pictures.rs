@@ -2,9 +2,9 @@
 
 use cluescope::attention::{Attended, Cache, Per, Probes};
 use cluescope::augment::{Augment, Protect, drop_probability};
-use cluescope::contrast::{ContrastText, Contrasting, Row, rank_descending};
+use cluescope::contrast::{ContrastText, Contrasting, ModelPair, Row, rank_descending};
 use cluescope::corpus::{Corpus, Document};
-use cluescope::report::{Colours, HeadsPicture, Kind, PlanPicture, ProbeFigure, TextPicture, hits_table};
+use cluescope::report::{Colours, HeadsPicture, Kind, PlanPicture, ProbeFigure, Table, TextPicture};
 
 use super::contrast::{contrast, pair, people, plain};
 
@@ -149,13 +149,19 @@ fn notes_say_what_the_numbers_say() {
         let text = &attended.texts[n];
         let name = text.spans.iter().find(|s| s.field == "name").unwrap();
         let row = &text.probe["company"].weights_by[6];
-        let on = |i: &usize| text.offsets[*i].0 < name.end && name.start < text.offsets[*i].1;
+        let on = |i: &usize| name.overlaps(text.offsets[*i]);
         (0..row.len()).filter(on).map(|i| row[i]).sum::<f32>()
     };
     let mean = (share(0) + share(3)) / 2.0;
-    let shares = heads.split("data-share=\"[").nth(1).unwrap().split(']').next().unwrap();
-    let found: f32 = shares.split(',').nth(6).unwrap().parse().unwrap();
-    assert!((found - mean).abs() < 1e-5, "{found} {mean}");
+    let label = heads.split("layer 1, head 2: ").nth(1).unwrap().split(" %").next().unwrap();
+    let found = label.parse::<f32>().unwrap() / 100.0;
+    assert!((found - mean).abs() < 6e-5, "a hundredth of a percent: {found} {mean}");
+    // The text is a list that the keyboard and a screen reader can go through, as in any other picture.
+    assert!(
+        heads.contains("<div class=\"tx\" role=\"listbox\" tabindex=\"0\"")
+            && heads.contains("role=\"option\"")
+    );
+    assert_eq!(heads.matches("role=\"gridcell\" tabindex=\"0\"").count(), 1, "one stop of the Tab key");
     assert!(HeadsPicture::new(&attended, "Nobody", "name").is_err());
     let coarse = pair.small.attend(&people().documents, &plain()).unwrap();
     assert!(HeadsPicture::new(&coarse, "Ann", "name").unwrap_err().to_string().contains("head"));
@@ -234,13 +240,75 @@ fn heads_of_both_sides_of_a_contrast_are_shown() {
 }
 
 #[test]
+fn heads_that_differ_are_shown_with_their_sign() {
+    let corpus = people();
+    let options = Contrasting::new().cache(Cache::Off).per(Per::Head);
+    let contrast = pair(256).contrast_with(&corpus, &options).unwrap();
+    let share = |of_large: bool, head: Option<usize>| {
+        let texts = contrast.texts.iter().filter(|t| t.probe.contains_key("company"));
+        let shares: Vec<f32> = texts
+            .map(|text| {
+                let probe = &text.probe["company"];
+                let rows = if of_large { &probe.large_by } else { &probe.small_by };
+                let weight = |i: usize| match head {
+                    Some(head) => rows[head][i],
+                    None => rows.iter().map(|row| row[i]).sum::<f32>() / rows.len() as f32,
+                };
+                let name = text.spans.iter().find(|s| s.field == "name").unwrap();
+                let on = (0..=probe.position).filter(|&i| name.overlaps(text.offsets[i])).map(weight);
+                on.sum::<f32>() / (0..=probe.position).map(weight).sum::<f32>()
+            })
+            .collect();
+        shares.iter().sum::<f32>() / shares.len() as f32 * 100.0
+    };
+    // Models of different shapes: a head against the other model's mean.
+    let picture = HeadsPicture::of_contrast(&contrast, "Ann", "name").unwrap();
+    let html = picture.html();
+    assert_eq!(html.matches("role=\"gridcell\"").count(), 24 + 12);
+    let (head, mean) = (share(true, Some(9)), share(false, None));
+    let said = html.split("layer 1, head 3 of large: ").nth(1).unwrap().split(" points").next().unwrap();
+    let numbers: Vec<f32> = said
+        .replace('\u{2212}', "-")
+        .split(|c: char| !(c.is_ascii_digit() || ".-e".contains(c)))
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    for (found, want) in numbers.iter().zip([head, mean, head - mean]) {
+        assert!((found - want).abs() < 6e-3, "{said}: {want}");
+    }
+    assert_eq!(numbers.len(), 3, "{said}");
+    let terminal = picture.terminal();
+    assert!(terminal.contains("difference") && terminal.contains("mean over all heads"), "{terminal}");
+    let folder = tempfile::tempdir().unwrap();
+    let written = picture.write_figures(folder.path()).unwrap();
+    let names: Vec<_> = written.iter().map(|p| p.file_name().unwrap().to_str().unwrap()).collect();
+    let ends = ["-large.svg", "-small.svg"];
+    let want = ["company", "city", "received-attention"].map(|f| ends.map(|end| format!("heads-{f}{end}")));
+    assert_eq!(names, want.as_flattened());
+    let svg = std::fs::read_to_string(&written[0]).unwrap();
+    assert!(svg.contains(&contrast.provenance.models["large"]), "provenance in each");
+
+    // Of one shape: head by head; a model against itself differs nowhere.
+    let small = pair(256).small;
+    let same = ModelPair::new(small.clone(), small).contrast_with(&corpus, &options).unwrap();
+    let picture = HeadsPicture::of_contrast(&same, "Ann", "name").unwrap();
+    assert_eq!(picture.html().matches("role=\"gridcell\"").count(), 12);
+    assert_eq!(picture.html().matches("difference 0.00 points").count(), 3 * 12, "three measures");
+    assert_eq!(picture.write_figures(folder.path()).unwrap().len(), 3);
+    let coarse = Contrasting::new().cache(Cache::Off);
+    let coarse = pair(256).contrast_with(&corpus, &coarse).unwrap();
+    assert!(
+        HeadsPicture::of_contrast(&coarse, "Ann", "name").unwrap_err().to_string().contains("Contrasting")
+    );
+}
+
+#[test]
 fn hits_are_a_table_with_both_readings_where_they_differ() {
     let contrast = contrast();
     let mut hits = contrast.probe_hits("name", 2);
-    let table = hits_table(&hits, "name", 2).to_string();
+    let table = Table::of_hits(&hits, "name", 2).to_string();
     assert!(!table.contains("first token"), "a start token stands first: {table}");
     assert_eq!(table.lines().count(), 3 + hits.len());
     hits[0].with_first.large += 1;
-    let table = hits_table(&hits, "name", 2).to_string();
+    let table = Table::of_hits(&hits, "name", 2).to_string();
     assert_eq!(table.matches("may be one").count(), hits.len(), "{table}");
 }

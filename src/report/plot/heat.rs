@@ -15,6 +15,8 @@ pub struct HeatMap {
     values: Vec<Vec<f64>>,
     value_label: String,
     diverging: bool,
+    /// Size of full colour, when it is not the largest value's.
+    reach: f64,
 }
 
 impl HeatMap {
@@ -29,6 +31,7 @@ impl HeatMap {
             values,
             value_label: String::new(),
             diverging: false,
+            reach: 0.0,
         }
     }
 
@@ -68,6 +71,12 @@ impl HeatMap {
         self
     }
 
+    /// With [`HeatMap::diverging`], full colour at `size` and not below: for maps to be compared with each other.
+    pub fn reach(mut self, size: f64) -> Self {
+        self.reach = size;
+        self
+    }
+
     /// Width and height in pixels.
     pub fn size(mut self, width: u32, height: u32) -> Self {
         self.frame.size = (width, height);
@@ -95,7 +104,7 @@ impl HeatMap {
         let (low, high) = canvas::range(self.values.iter().flatten().copied(), self.diverging)
             .ok_or_else(|| self.frame.fail("there is no finite value to draw"))?;
         let scale = if self.diverging {
-            let far = low.abs().max(high.abs()).max(f64::MIN_POSITIVE);
+            let far = low.abs().max(high.abs()).max(self.reach).max(f64::MIN_POSITIVE);
             (-far, far)
         } else {
             (low, if high > low { high } else { low + 1.0 })
@@ -177,9 +186,14 @@ impl HeatMap {
         }
         let end = start + 4 * STEPS;
         area.draw(&Rectangle::new([(start, top), (end, top + 12)], BLACK.mix(0.5)))?;
+        if self.diverging {
+            // Below the bar, where the page's ground is behind it.
+            let middle = ((start + end) / 2, top + 14);
+            canvas::write(area, "0", middle, SMALL, (HPos::Center, VPos::Top), false)?;
+        }
         let label = format!("{}  {}", number(scale.1), self.value_label);
         canvas::write(area, &label, (end + 6, top + 7), SMALL, (HPos::Left, VPos::Center), false)?;
-        Ok(top + 24)
+        Ok(top + if self.diverging { 34 } else { 24 })
     }
 
     fn color(&self, value: f64, (low, high): (f64, f64)) -> RGBColor {
