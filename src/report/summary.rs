@@ -45,9 +45,13 @@ pub fn summary_table(of: &[Summary], measure: Measure, fields: &[&str]) -> Resul
 /// # Errors
 /// None but a fault of the program: a row of another length than its table.
 pub fn gains_table(of: &[Summary]) -> Result<Table> {
-    let method = Condition::AttentionDifference;
+    gains(of, Condition::AttentionDifference)
+}
+
+/// `method` minus every other condition, as [`gains_table`].
+pub(super) fn gains(of: &[Summary], method: Condition) -> Result<Table> {
     let mut table = Table::new(["compared with"].into_iter().chain(Measure::ALL.map(Measure::short)))
-        .caption(format!("`{method}` minus each other condition, paired by person and seed"));
+        .caption(format!("“{method}” minus each other condition, paired by person and seed"));
     for base in conditions(of) {
         let cell = |m| find(of, method, &Group::All, m).and_then(|s| s.minus(base));
         let cells: Vec<Option<Interval>> = Measure::ALL.into_iter().map(cell).collect();

@@ -294,10 +294,12 @@ fn reproduce_killed() {
     .survives();
 }
 
+/// A chain of two cycles, as the large model's.
 fn recipe() -> Recipe {
     let nano = Recipe::nano(Size::Small);
-    Recipe {
-        steps: 60,
+    let first = Recipe {
+        name: "tiny-first".into(),
+        steps: 40,
         tokenizer_texts: 60,
         vocab_size: 400,
         batch_size: 2,
@@ -306,7 +308,9 @@ fn recipe() -> Recipe {
         intermediate_size: 128,
         mixture: Mixture { residents: 40, echo_share: 0.0, ..nano.mixture },
         ..nano
-    }
+    };
+    let mixture = Mixture { resident_share: 0.1, ..first.mixture.clone() };
+    Recipe { name: "tiny".into(), steps: 30, mixture, before: Some(Box::new(first.clone())), ..first }
 }
 
 /// Not a test of its own: what [`pretrain_killed`] runs and kills.
@@ -330,12 +334,16 @@ fn pretrain_killed() {
             command
         },
         progress: &|folder| {
-            let place = folder.join(recipe().name);
-            if place.join("pretraining.json").exists() {
-                DONE
-            } else {
-                steps(&place.join("checkpoint.safetensors"))
+            if folder.join(recipe().name).join("pretraining.json").exists() {
+                return DONE;
             }
+            // Steps of the whole chain: those of a finished cycle, or of its state.
+            let recipe = recipe();
+            let of = |cycle: &Recipe| match folder.join(&cycle.name) {
+                place if place.join("pretraining.json").exists() => cycle.steps as u64,
+                place => steps(&place.join("checkpoint.safetensors")),
+            };
+            recipe.cycles().into_iter().map(of).sum()
         },
         keeps: true,
         files: &[&model, &report],
@@ -356,6 +364,13 @@ fn a_finished_pretraining_leaves_no_state() {
     let again = pretrain(&recipe, folder.path()).unwrap();
     assert_eq!((again.model.hash(), &again.report), (made.model.hash(), &made.report));
     assert_eq!(listing(folder.path()), before);
+    // The model goes on from the first cycle's and is not that one; once made it needs it no more.
+    let first = folder.path().join("tiny-first");
+    let hash = Model::load(&first.to_string_lossy()).unwrap().hash().to_string();
+    assert_ne!(made.model.hash(), hash);
+    std::fs::remove_dir_all(&first).unwrap();
+    assert_eq!(pretrain(&recipe, folder.path()).unwrap().report, made.report);
+    assert!(!first.exists(), "nothing was trained again");
     let lock = std::fs::File::options().append(true).open(made.folder.join("checkpoint.lock")).unwrap();
     let held = cluescope::files::Locked::try_new(lock).unwrap().unwrap();
     let message = pretrain(&recipe, folder.path()).unwrap_err().to_string();
