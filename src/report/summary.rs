@@ -76,7 +76,7 @@ pub(super) fn bars(
         .y_label(measure.label())
         .categories(groups.iter().map(Group::label));
     if measure != Measure::LogProb {
-        chart = chart.y_range(0.0, 1.0);
+        chart = chart.y_range(0.0, ceiling(of, groups, measure));
     }
     // The untrained model last, so that it takes the grey of the palette.
     let (last, first): (Vec<Condition>, Vec<Condition>) =
@@ -92,6 +92,14 @@ pub(super) fn bars(
         chart = chart.series(condition.label(), groups.iter().map(bar));
     }
     chart
+}
+
+/// The end of an axis of shares that has room for every interval: small shares drawn up to 1 could not be told apart.
+fn ceiling(of: &[Summary], groups: &[Group], measure: Measure) -> f64 {
+    let shown = of.iter().filter(|s| s.measure == measure && groups.contains(&s.group));
+    let top =
+        shown.map(|s| if s.value.is_defined() { s.value.high } else { s.value.estimate }).fold(0.0, f64::max);
+    [0.1, 0.2, 0.5].into_iter().find(|end| top <= *end).unwrap_or(1.0)
 }
 
 /// The conditions that `of` knows, in the order of tables.
