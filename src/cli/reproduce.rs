@@ -15,6 +15,7 @@ use cluescope::experiment::{
 };
 use cluescope::files::make_ready;
 use cluescope::report::{clues, experiment_page, experiment_tables, verdicts};
+use console::Term;
 
 use super::guide::GuideArgs;
 use super::model::DeviceArgs;
@@ -271,7 +272,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let people = out.join("texts.jsonl");
     corpus.write(&people)?;
     files.push(people);
-    for table in experiment_tables(&outcome, &summary)? {
+    // A pipe takes any width, and so does what is written into a file.
+    let width = Term::stdout().size_checked().map_or(usize::MAX, |(_, columns)| columns.into());
+    for table in experiment_tables(&outcome, &summary)?.iter().flat_map(|table| table.within(width)) {
         print!("\n{table}");
     }
     println!();

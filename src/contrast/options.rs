@@ -148,6 +148,13 @@ impl Contrasting {
     /// Refuses texts that cannot have the guide asked for, before a model is loaded for them.
     pub(crate) fn check(&self, documents: &[Document]) -> Result<()> {
         let Guide::Probe(fields) = &self.guide else { return Ok(()) };
+        let nowhere = |field: &&String| !documents.iter().any(|d| probed(d, field));
+        if let Some(field) = fields.iter().find(nowhere).filter(|_| !documents.is_empty()) {
+            let expected = format!(
+                "facts marked in the texts; {field:?} is marked in none, or only where a text begins"
+            );
+            return Err(Error::option("guide", self.guide.describe(), expected));
+        }
         let lacks = |d: &&Document| !fields.iter().any(|field| probed(d, field));
         documents.iter().find(lacks).map_or(Ok(()), |document| Err(self.guide.missing(&document.id)))
     }

@@ -59,14 +59,14 @@ impl Group {
 
     /// The probes of the facts named, or of all that are asked about.
     fn probes(&self, named: &[String]) -> Guide {
-        let mut facts = named.to_vec();
-        if facts.is_empty() {
-            for question in &self.corpus.questions {
-                if !facts.contains(&question.field) {
-                    facts.push(question.field.clone());
-                }
-            }
+        if !named.is_empty() {
+            return Guide::Probe(named.to_vec());
         }
+        let Corpus { questions, documents, .. } = &self.corpus;
+        let mut facts: Vec<String> = questions.iter().map(|question| question.field.clone()).collect();
+        facts.sort();
+        facts.dedup();
+        facts.retain(|fact| documents.iter().flat_map(|d| &d.spans).any(|span| span.field == *fact));
         Guide::Probe(facts)
     }
 

@@ -449,8 +449,12 @@ fn guides_are_chosen_by_the_same_options_everywhere() {
     assert!(message.contains("heads = heads 9.0: at least one, layers 0 to"), "{message}");
     // A minus is no option's beginning.
     assert!(bad("--alpha -0.1 --out bad").contains("alphas = -0.1: from 0 to 1"));
-    let message = bad("--guide-probe weight --out bad");
-    assert!(message.contains("guide = probe weight: text"), "{message}");
+    let message = bad("--guide-probe weight city --out bad");
+    assert!(
+        message
+            .contains("guide = probe weight,city: facts marked in the texts; \"weight\" is marked in none"),
+        "{message}"
+    );
 }
 
 /// What is expected lies near what is needed, beside what the program itself takes.
