@@ -109,7 +109,7 @@ impl Condition {
             Condition::LargeAttention => "large's attention",
             Condition::AttentionDifference => "attention difference",
             Condition::ProbeDifference => "difference at probes",
-            Condition::HeadsDifference => "difference, chosen heads",
+            Condition::HeadsDifference => "difference in chosen heads",
             Condition::Denoising => "noisy input (D-AR)",
             Condition::Eda => "EDA",
             Condition::SentenceShuffle => "sentences shuffled",

@@ -436,7 +436,7 @@ fn guides_are_chosen_by_the_same_options_everywhere() {
     let both = ["plain", "attention_difference", "probe_difference", "heads_difference"];
     assert_eq!(conditions("guided"), both);
     let page = std::fs::read_to_string(here.path().join("guided/report.html")).unwrap();
-    for heading in ["", ": probe company,city", ": layers 0 of the large model"] {
+    for heading in ["", ": probe city,company", ": layers 0 of the large model"] {
         assert!(page.contains(&format!(">Where the two models look{heading}</h2>")), "{heading}");
     }
     run("--conditions all --out all");

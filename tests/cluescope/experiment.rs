@@ -485,7 +485,7 @@ fn guides_stand_beside_each_other_and_never_mix() {
     let html = cluescope::report::experiment_page(&outcome, &summary).unwrap().html();
     let line = "guides      probes of company, city; layers 1 of the large, heads 0.1 of the small model";
     assert!(html.contains(line) && html.contains("&quot;guide_probe&quot;"), "{html}");
-    for method in ["attention difference", "difference at probes", "difference, chosen heads"] {
+    for method in ["attention difference", "difference at probes", "difference in chosen heads"] {
         assert!(html.contains(&format!("“{method}” minus each other condition")), "{method}");
     }
 
