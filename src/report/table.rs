@@ -174,8 +174,9 @@ impl std::fmt::Display for Table {
     /// Aligned columns for terminals; line breaks in cells become blanks.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (numeric, widths) = (self.numeric(), self.widths());
-        let columns: Vec<String> = self.columns.iter().map(flat).collect();
-        let rows: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().map(flat).collect()).collect();
+        let columns: Vec<String> = self.columns.iter().map(|text| flat(text)).collect();
+        let rows: Vec<Vec<String>> =
+            self.rows.iter().map(|r| r.iter().map(|text| flat(text)).collect()).collect();
         if !self.caption.is_empty() {
             writeln!(f, "{}", flat(&self.caption))?;
         }
@@ -198,7 +199,7 @@ impl std::fmt::Display for Table {
 }
 
 /// On one line; fields, answers and names may come from anywhere.
-fn flat(text: &String) -> String {
+fn flat(text: &str) -> String {
     tame(&text.replace(['\n', '\r', '\t'], " "))
 }
 
