@@ -160,7 +160,7 @@ pub fn run_cells<C: Serialize + Display, R: Serialize + DeserializeOwned>(
     let progress = Progress::resume(label, cells.len() as u64, "cells", found as u64);
     let missing: Vec<usize> = (0..cells.len()).filter(|&at| results[at].is_none()).collect();
     if let Some(&first) = missing.first() {
-        progress.note(cells[first].to_string());
+        progress.note(at_work(&cells[first]));
         progress.advance(0)?;
     }
     for (place, &at) in missing.iter().enumerate() {
@@ -173,10 +173,15 @@ pub fn run_cells<C: Serialize + Display, R: Serialize + DeserializeOwned>(
                 Some(store.save(cell, result)?)
             }
         };
-        progress.note(missing.get(place + 1).map_or(String::new(), |&next| cells[next].to_string()));
+        progress.note(missing.get(place + 1).map_or(String::new(), |&next| at_work(&cells[next])));
         progress.advance(1)?;
     }
     Ok(results.into_iter().flatten().collect())
+}
+
+/// What progress says while `cell` is at work.
+fn at_work(cell: &impl Display) -> String {
+    format!("now {cell}")
 }
 
 /// Removes the scratch of cells that were kept just before the process was killed.
