@@ -114,12 +114,17 @@ impl Status {
     /// How fast it goes, how long it will take and what memory is in use: `12.0 s, 5.0/s, 900 tokens/s, 30 s left, 1.24 GB`.
     pub fn pace(&self) -> String {
         let seconds = self.elapsed.as_secs_f64();
-        let mut text = format!("{seconds:.1} s, {:.1}/s", self.rate());
+        let mut text = if seconds < 120.0 { format!("{seconds:.1} s") } else { spell(self.elapsed) };
+        match self.rate() {
+            0.0 => {}
+            rate if rate < 1.0 => text += &format!(", {} each", spell(Duration::from_secs_f64(1.0 / rate))),
+            rate => text += &format!(", {rate:.1}/s"),
+        }
         if let Some((work, unit)) = self.work.filter(|(work, _)| *work > 0) {
             text += &format!(", {:.0} {unit}/s", work as f64 / seconds.max(1e-9));
         }
         if let Some(left) = self.left().filter(|_| !self.finished) {
-            text += &format!(", {:.0} s left", left.as_secs_f64());
+            text += &format!(", {} left", spell(left));
         }
         if let Some(memory) = self.memory {
             text += &format!(", {}", readable(memory));
@@ -136,6 +141,18 @@ impl Status {
     pub fn left(&self) -> Option<Duration> {
         (self.total > 0 && self.done > self.earlier)
             .then(|| Duration::from_secs_f64(self.total.saturating_sub(self.done) as f64 / self.rate()))
+    }
+}
+
+/// A time as people say it: `54 s`, `12 min`, `3 h 25 min`.
+fn spell(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let minutes = (seconds / 60.0).round() as u64;
+    match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{minutes} min"),
+        _ => format!("{} h {} min", minutes / 60, minutes % 60),
     }
 }
 
@@ -253,10 +270,14 @@ impl Progress {
         check_interrupt()
     }
 
-    /// Replaces the live remark. It also stays in what is shown at the end, so it says nothing that
+    /// Replaces the live remark, of which the first is shown with the next count. It also stays in what is shown at the end, so it says nothing that
     /// depends on the clock: see [`Progress::work`] for speeds.
     pub fn note(&self, note: impl Into<String>) {
-        self.state().note = note.into();
+        let mut state = self.state();
+        if state.note.is_empty() {
+            state.shown = None;
+        }
+        state.note = note.into();
     }
 
     /// Counts `n` more of something that goes by faster than the units; shown as a speed.
@@ -315,6 +336,7 @@ struct Terminal {
 impl Sink for Terminal {
     fn show(&self, status: &Status) {
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = bars.keys().any(|id| *id != status.id);
         let bar = bars.entry(status.id).or_insert_with(|| {
             let bar = self.all.add(indicatif::ProgressBar::new(status.total));
             let shape = if status.total > 0 {
@@ -338,7 +360,12 @@ impl Sink for Terminal {
         let parts = [Some(status.note.clone()).filter(|note| !note.is_empty()), speed, memory];
         bar.set_message(parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
         if status.finished {
-            bar.abandon();
+            // What was a part of something longer goes, or a hundred finished parts would push the whole off the screen.
+            if part {
+                bar.finish_and_clear()
+            } else {
+                bar.abandon()
+            }
             bars.remove(&status.id);
         }
     }
@@ -355,7 +382,9 @@ impl Sink for Lines {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let due = now.duration_since(*last.entry(status.id).or_insert(now)) >= Duration::from_secs(10);
-        if !due && !status.finished {
+        // A finished task says so once, when it ends.
+        let full = status.total > 0 && status.done == status.total;
+        if (!due || full) && !status.finished {
             return;
         }
         last.insert(status.id, now);
@@ -403,10 +432,12 @@ mod tests {
             finished: false,
             ..last
         };
-        assert_eq!(status.pace(), "2.0 s, 1.0/s, 750 tokens/s, 1 s left, 1.24 GB");
+        assert_eq!(status.pace(), "2.0 s, 1.0/s, 750 tokens/s, 1.0 s left, 1.24 GB");
         // One of the two was done before this run: it took no time.
         let resumed = Status { earlier: 1, memory: None, ..status };
-        assert_eq!(resumed.pace(), "2.0 s, 0.5/s, 750 tokens/s, 2 s left");
+        assert_eq!(resumed.pace(), "2.0 s, 2.0 s each, 750 tokens/s, 2.0 s left");
+        let long = Status { elapsed: Duration::from_secs(5000), work: None, total: 10, ..resumed };
+        assert_eq!(long.pace(), "83 min, 83 min each, 11 h 7 min left");
     }
 
     #[test]

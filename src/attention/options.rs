@@ -37,7 +37,7 @@ pub(crate) fn as_released(tokens: usize) -> Vec<f32> {
 }
 
 /// Which layers and heads the mean is taken over.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Heads {
     /// All of them.

@@ -10,6 +10,7 @@ use cluescope::{Error, Result};
 
 /// Options of `cluescope augment`.
 #[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// What makes the copies
     #[arg(value_enum)]

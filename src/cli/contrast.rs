@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
-use cluescope::attention::{Aggregation, Heads, Per};
+use cluescope::attention::{Aggregation, Per};
 use cluescope::augment::{ALPHA, BETA};
 use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
 use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, Table, TextPicture};
 
 use super::attend::Part;
+use super::guide::GuideArgs;
 use super::model::DeviceArgs;
 
 /// Options of `cluescope contrast`.
 #[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// The model that shows what is worth noticing: hub id, folder or .gguf file
     #[arg(long)]
@@ -46,21 +48,8 @@ pub(crate) struct Args {
     /// The fact looked for among the probes' highest weights
     #[arg(long, default_value = "name")]
     fact: String,
-    /// Compare and rank by the probes of these facts instead of received attention
-    #[arg(long, value_name = "FACT", num_args = 1..)]
-    guide_probe: Vec<String>,
-    /// Layers of the large model the mean is taken over, such as 3,4; counted from 0
-    #[arg(long, value_delimiter = ',', conflicts_with = "large_heads")]
-    large_layers: Vec<usize>,
-    /// Heads of the large model, as LAYER.HEAD, such as 3.0,3.7
-    #[arg(long, value_delimiter = ',', value_parser = head)]
-    large_heads: Vec<(usize, usize)>,
-    /// Layers of the small model
-    #[arg(long, value_delimiter = ',', conflicts_with = "small_heads")]
-    small_layers: Vec<usize>,
-    /// Heads of the small model
-    #[arg(long, value_delimiter = ',', value_parser = head)]
-    small_heads: Vec<(usize, usize)>,
+    #[command(flatten)]
+    guide: GuideArgs,
     /// Also write each layer or head apart, as large_by and small_by
     #[arg(long, value_enum)]
     per: Option<Part>,
@@ -81,20 +70,6 @@ pub(crate) struct Args {
     /// Threads; all cores when left out. The result does not depend on it
     #[arg(long)]
     threads: Option<usize>,
-}
-
-/// `LAYER.HEAD`.
-fn head(text: &str) -> Result<(usize, usize), String> {
-    let numbers = text.split_once('.').and_then(|(l, h)| Some((l.parse().ok()?, h.parse().ok()?)));
-    numbers.ok_or_else(|| "LAYER.HEAD expected, such as 3.0".into())
-}
-
-fn chosen(layers: &[usize], heads: &[(usize, usize)]) -> Heads {
-    match (layers, heads) {
-        ([], []) => Heads::All,
-        ([], heads) => Heads::Heads(heads.into()),
-        (layers, _) => Heads::Layers(layers.into()),
-    }
 }
 
 /// Measures, compares, writes.
@@ -176,12 +151,12 @@ fn options(args: &Args) -> anyhow::Result<Contrasting> {
     };
     let mut options = Contrasting::new()
         .aggregation(aggregation)
-        .heads(chosen(&args.large_layers, &args.large_heads), chosen(&args.small_layers, &args.small_heads))
+        .heads(args.guide.large(), args.guide.small())
         .per(per)
         .prefix(args.prefix.as_str())
         .command(super::command_line());
-    if !args.guide_probe.is_empty() {
-        options = options.guide(Guide::Probe(args.guide_probe.clone()));
+    if !args.guide.guide_probe.is_empty() {
+        options = options.guide(Guide::Probe(args.guide.guide_probe.clone()));
     }
     if let Some(third) = &args.onto {
         options = options.onto(&load_tokenizer(third)?);

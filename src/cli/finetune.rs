@@ -11,6 +11,7 @@ use super::model::ModelArgs;
 
 /// Options of `cluescope finetune`. What is left out has the paper's value, given in brackets.
 #[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,

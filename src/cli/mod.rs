@@ -5,6 +5,7 @@ mod augment;
 mod biographies;
 mod contrast;
 mod finetune;
+mod guide;
 mod model;
 mod notebooks;
 mod pretrain;

@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// Which of the pair
     #[arg(value_enum)]
     size: Which,
-    /// Folder; the model goes into a folder of its own in it, and interrupted training continues there
+    /// Folder; each model goes into a folder of its own in it, and interrupted training continues there
     #[arg(long, default_value = "out/pretrain")]
     out: PathBuf,
 }
@@ -35,7 +35,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Which::Small => Size::Small,
         Which::Large => Size::Large,
     };
-    let trained = pretrain(&Recipe::nano(size), &args.out)?;
+    let recipe = Recipe::nano(size);
+    for cycle in recipe.cycles() {
+        println!("{}: {} steps of {} texts", cycle.name, cycle.steps, cycle.batch_size);
+    }
+    let trained = pretrain(&recipe, &args.out)?;
     println!("{} parameters: {}", trained.model.parameter_count(), trained.folder.display());
     let people = Biographies::new(PEOPLE).split("validation").generate()?;
     for (book, open) in [("with the biography before the question", true), ("without it", false)] {

@@ -5,18 +5,24 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use cluescope::Error;
+use cluescope::attention::Heads;
 use cluescope::augment::Augment;
 use cluescope::contrast::{ModelPair, load_model};
 use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
-use cluescope::experiment::{self, Condition, Models, Outcome, PairRunner, Protocol, Student, Texts};
+use cluescope::experiment::{
+    self, Cell, Condition, Models, Outcome, PairRunner, Protocol, Student, Summary, Texts,
+};
 use cluescope::files::make_ready;
-use cluescope::report::{clues, experiment_page, experiment_tables};
+use cluescope::report::{clues, experiment_page, experiment_tables, verdicts};
+use console::Term;
 
+use super::guide::GuideArgs;
 use super::model::DeviceArgs;
 
 /// Options of `cluescope reproduce`.
 #[derive(Debug, Clone, Default, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct Args {
     /// Folder for results; the same command goes on with what is there [default: out/reproduce]
     #[arg(long)]
@@ -39,9 +45,13 @@ pub(crate) struct Args {
     /// A third model to teach; the pair's attention is laid onto its tokens
     #[arg(long, value_name = "MODEL")]
     onto: Option<String>,
-    /// What is compared: names as in the results, or `all`
+    /// What is compared: names as in the results, or `all`; the paper's conditions and plain training of equal steps when
+    /// left out. `probe_difference` follows the probes of --guide-probe (of all facts asked about when left out),
+    /// `heads_difference` the layers or heads chosen; these options bring their condition with them
     #[arg(long, value_delimiter = ',')]
     conditions: Vec<String>,
+    #[command(flatten)]
+    guide: GuideArgs,
     /// Texts and questions of your own instead of generated people; see `attend` for the formats
     #[arg(long, value_name = "FILE")]
     corpus: Option<PathBuf>,
@@ -135,11 +145,9 @@ impl Args {
             p.students = self.student.iter().map(|name| student(name)).collect::<Result<_, _>>()?;
             p.students.extend(self.onto.as_ref().map(|_| Student::Third));
         }
-        if self.conditions == ["all"] {
-            p.conditions = Condition::ALL.to_vec();
-        } else if !self.conditions.is_empty() {
-            p.conditions = self.conditions.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
-        }
+        p.guide_probe.clone_from(&self.guide.guide_probe);
+        (p.large_heads, p.small_heads) = (self.guide.large(), self.guide.small());
+        p.conditions = self.conditions(&p, own)?;
         if let Some(own) = own {
             p.corpus = self.corpus.as_ref().map(|path| path.display().to_string());
             (p.people, p.per_person) = subjects(&own.reported);
@@ -170,6 +178,33 @@ impl Args {
             }
         }
         Ok(p)
+    }
+
+    /// What is compared under the guides of `p`.
+    fn conditions(&self, p: &Protocol, own: Option<&Own>) -> anyhow::Result<Vec<Condition>> {
+        let chosen = p.large_heads != Heads::All || p.small_heads != Heads::All;
+        if self.conditions == ["all"] {
+            // Texts of one's own may mark no facts; then they have no probes to follow.
+            let marked = own.is_none_or(|own| own.reported.documents.iter().all(|d| !d.spans.is_empty()));
+            let possible = |condition: &Condition| match condition {
+                Condition::ProbeDifference => marked || !p.guide_probe.is_empty(),
+                Condition::HeadsDifference => chosen,
+                _ => true,
+            };
+            return Ok(Condition::ALL.into_iter().filter(possible).collect());
+        }
+        let mut conditions = p.conditions.clone();
+        if !self.conditions.is_empty() {
+            conditions = self.conditions.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        }
+        for (guide, condition) in
+            [(!p.guide_probe.is_empty(), Condition::ProbeDifference), (chosen, Condition::HeadsDifference)]
+        {
+            if guide && !conditions.contains(&condition) {
+                conditions.push(condition);
+            }
+        }
+        Ok(conditions)
     }
 
     fn own(&self) -> anyhow::Result<Option<Own>> {
@@ -237,13 +272,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let people = out.join("texts.jsonl");
     corpus.write(&people)?;
     files.push(people);
-    for table in experiment_tables(&outcome, &summary)? {
-        println!("\n{table}");
+    // A pipe takes any width, and so does what is written into a file.
+    let width = Term::stdout().size_checked().map_or(usize::MAX, |(_, columns)| columns.into());
+    for table in experiment_tables(&outcome, &summary)?.iter().flat_map(|table| table.within(width)) {
+        print!("\n{table}");
     }
+    println!();
+    for &student in &protocol.students {
+        let of: Vec<Summary> = summary.iter().filter(|s| s.student == student).cloned().collect();
+        for said in verdicts(&of) {
+            let whose =
+                if protocol.students.len() > 1 { format!("{student} model: ") } else { String::new() };
+            println!("{whose}{said}");
+        }
+    }
+    println!();
     let mut page = experiment_page(&outcome, &summary)?;
-    if protocol.conditions.iter().any(|condition| condition.looks()) {
-        let (alpha, beta) = method(&outcome);
-        let contrast = runner.contrast()?;
+    for cell in guided(&outcome) {
+        let (alpha, beta) = (cell.alpha.unwrap_or_default(), cell.beta.unwrap_or_default());
+        let contrast = runner.contrast(cell)?;
         let plan = Augment::by_contrast(contrast).alpha(alpha).beta(beta).plan(&corpus)?;
         page = page.section(clues(contrast, &plan)?);
     }
@@ -251,22 +298,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     outcome.provenance = origin(&outcome, &spent);
     let report = out.join("report.html");
     page.provenance(outcome.provenance.clone()).write(&report)?;
-    files.push(report);
     for file in &files {
         println!("{}", file.display());
     }
-    println!("total time {spent}");
+    println!("\ntotal time {spent}; the report, for a browser: {}", report.display());
     Ok(())
 }
 
-/// α and β of the paper's method: those chosen, or the first of each where it is not among the conditions.
-fn method(outcome: &Outcome) -> (f64, f64) {
-    let cell =
-        outcome.rows.iter().map(|row| &row.cell).find(|c| c.condition == Condition::AttentionDifference);
-    (
-        cell.and_then(|c| c.alpha).unwrap_or(outcome.protocol.alphas[0]),
-        cell.and_then(|c| c.beta).unwrap_or(outcome.protocol.betas[0]),
-    )
+/// A cell of each guide that was followed, with its α and β: those of the differences, or else one that goes by a single
+/// model's attention.
+fn guided(outcome: &Outcome) -> Vec<&Cell> {
+    let rows = || outcome.rows.iter().map(|row| &row.cell);
+    let failed = || outcome.failed.iter().map(|failed| &failed.cell);
+    let looking = || rows().chain(failed()).filter(|cell| cell.condition.looks());
+    let mut cells: Vec<&Cell> = Vec::new();
+    for cell in looking().filter(|cell| cell.condition.is_difference()) {
+        if cells.iter().all(|known| known.condition != cell.condition) {
+            cells.push(cell);
+        }
+    }
+    if cells.is_empty() { looking().take(1).collect() } else { cells }
 }
 
 /// Where the results came from: the command, this machine, and the time it took.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::tokens::Tokenizer;
 
 /// Which attention decides what is a clue.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Guide {
     /// Received attention (paper, section 3).
     #[default]
@@ -146,9 +146,16 @@ impl Contrasting {
     }
 
     /// Refuses texts that cannot have the guide asked for, before a model is loaded for them.
-    pub(super) fn check(&self, documents: &[Document]) -> Result<()> {
+    pub(crate) fn check(&self, documents: &[Document]) -> Result<()> {
         let Guide::Probe(fields) = &self.guide else { return Ok(()) };
-        let lacks = |d: &&Document| !d.spans.iter().any(|span| fields.contains(&span.field));
+        let nowhere = |field: &&String| !documents.iter().any(|d| probed(d, field));
+        if let Some(field) = fields.iter().find(nowhere).filter(|_| !documents.is_empty()) {
+            let expected = format!(
+                "facts marked in the texts; {field:?} is marked in none, or only where a text begins"
+            );
+            return Err(Error::option("guide", self.guide.describe(), expected));
+        }
+        let lacks = |d: &&Document| !fields.iter().any(|field| probed(d, field));
         documents.iter().find(lacks).map_or(Ok(()), |document| Err(self.guide.missing(&document.id)))
     }
 
@@ -162,4 +169,9 @@ impl Contrasting {
         }
         attend
     }
+}
+
+/// Whether something stands before the first place at which `field` is marked: the probe is there.
+fn probed(document: &Document, field: &str) -> bool {
+    document.spans.iter().find(|span| span.field == field).is_some_and(|span| span.start > 0)
 }

@@ -79,7 +79,12 @@ fn rows(path: &Path, content: &str, required: &[&str], optional: &[&str]) -> Res
     for name in required {
         if find(name).is_none() {
             let seen: Vec<&str> = header.iter().collect();
-            let message = format!("no column `{name}`; the columns are: {}", seen.join(", "));
+            let seen = if seen.is_empty() {
+                "the file is empty".into()
+            } else {
+                format!("the columns are: {}", seen.join(", "))
+            };
+            let message = format!("no column `{name}`; {seen}");
             return Err(Error::format(path, "line 1", message));
         }
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, Student};
 use super::protocol::Protocol;
+use crate::attention::Heads;
 use crate::error::Result;
 use crate::evaluate::{Perplexity, QuizResult};
 
@@ -54,6 +55,12 @@ pub struct Cell {
     /// Peak learning rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
+    /// Facts whose probes guide, in alphabetical order; none named: all that are asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guide_probe: Vec<String>,
+    /// Layers or heads of the large and the small model in which attention is looked at, where they are chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<[Heads; 2]>,
     /// Share of input tokens replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<f64>,
@@ -86,6 +93,13 @@ impl Cell {
         (alpha, beta, learning_rate): (f64, f64, f64),
     ) -> Self {
         let trains = condition.trains();
+        let mut guide_probe = Vec::new();
+        if condition == Condition::ProbeDifference {
+            guide_probe.clone_from(&protocol.guide_probe);
+            guide_probe.sort();
+            guide_probe.dedup();
+        }
+        let heads = || [protocol.large_heads.clone(), protocol.small_heads.clone()];
         Cell {
             recipe: RECIPE,
             stage,
@@ -99,6 +113,8 @@ impl Cell {
             alpha: condition.uses_alpha().then_some(alpha),
             beta: condition.uses_beta().then_some(beta),
             learning_rate: trains.then_some(learning_rate),
+            guide_probe,
+            heads: (condition == Condition::HeadsDifference).then(heads),
             noise: (condition == Condition::Denoising).then_some(protocol.noise),
             copies: (trains && condition != Condition::Plain).then_some(protocol.copies),
             epochs: if trains { protocol.epochs } else { 0 },
@@ -107,6 +123,21 @@ impl Cell {
             people: if stage == Stage::Tune { protocol.tuning_people } else { protocol.people },
             few_shot: protocol.few_shot,
             distractors: protocol.distractors,
+        }
+    }
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} model, {}", self.student, self.condition)?;
+        let tuned = [("alpha", self.alpha), ("beta", self.beta), ("learning rate", self.learning_rate)];
+        match self.stage {
+            Stage::Report if self.condition.trains() => write!(f, ", seed {}", self.seed),
+            Stage::Report => Ok(()),
+            Stage::Tune => tuned.iter().try_for_each(|(name, value)| match value {
+                Some(value) => write!(f, ", {name} {value}"),
+                None => Ok(()),
+            }),
         }
     }
 }

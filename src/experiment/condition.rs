@@ -24,6 +24,10 @@ pub enum Condition {
     LargeAttention,
     /// Tokens dropped by rank of the large model's attention minus the small one's.
     AttentionDifference,
+    /// The same difference of what the word before each fact looks at, instead of attention received.
+    ProbeDifference,
+    /// The same difference of attention received in chosen layers or heads alone.
+    HeadsDifference,
     /// The originals as often as in `PlainEqualSteps`, with noise in the input and none in the target (D-AR).
     Denoising,
     /// Words swapped, deleted, inserted (EDA).
@@ -42,7 +46,7 @@ pub enum Condition {
 
 impl Condition {
     /// Every condition, in the order of tables and figures.
-    pub const ALL: [Condition; 14] = [
+    pub const ALL: [Condition; 16] = [
         Condition::Untrained,
         Condition::Plain,
         Condition::PlainEqualSteps,
@@ -50,6 +54,8 @@ impl Condition {
         Condition::OwnAttention,
         Condition::LargeAttention,
         Condition::AttentionDifference,
+        Condition::ProbeDifference,
+        Condition::HeadsDifference,
         Condition::Denoising,
         Condition::Eda,
         Condition::SentenceShuffle,
@@ -80,6 +86,8 @@ impl Condition {
             Condition::OwnAttention => "own_attention",
             Condition::LargeAttention => "large_attention",
             Condition::AttentionDifference => "attention_difference",
+            Condition::ProbeDifference => "probe_difference",
+            Condition::HeadsDifference => "heads_difference",
             Condition::Denoising => "denoising",
             Condition::Eda => "eda",
             Condition::SentenceShuffle => "sentence_shuffle",
@@ -100,6 +108,8 @@ impl Condition {
             Condition::OwnAttention => "own attention",
             Condition::LargeAttention => "large's attention",
             Condition::AttentionDifference => "attention difference",
+            Condition::ProbeDifference => "difference at probes",
+            Condition::HeadsDifference => "difference in chosen heads",
             Condition::Denoising => "noisy input (D-AR)",
             Condition::Eda => "EDA",
             Condition::SentenceShuffle => "sentences shuffled",
@@ -122,13 +132,22 @@ impl Condition {
 
     /// Whether β, the rise of the drop probability with rank, matters.
     pub fn uses_beta(self) -> bool {
+        self.is_difference()
+            || matches!(
+                self,
+                Condition::OwnAttention
+                    | Condition::LargeAttention
+                    | Condition::ReleasedOwnAttention
+                    | Condition::ReleasedDifference
+            )
+    }
+
+    /// Whether copies follow large − small as the paper defines it, under whichever guide: these are compared with every
+    /// other condition.
+    pub fn is_difference(self) -> bool {
         matches!(
             self,
-            Condition::OwnAttention
-                | Condition::LargeAttention
-                | Condition::AttentionDifference
-                | Condition::ReleasedOwnAttention
-                | Condition::ReleasedDifference
+            Condition::AttentionDifference | Condition::ProbeDifference | Condition::HeadsDifference
         )
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::cell::Cell;
 use super::condition::{Condition, Student};
 use super::pair_runner::Models;
-use crate::attention::{Aggregation, Attend};
+use crate::attention::{Aggregation, Attend, Heads};
 use crate::augment::{Augment, Eda};
-use crate::contrast::{Contrast, ContrastText, Contrasting, GuideText};
+use crate::contrast::{Contrast, ContrastText, Contrasting, Guide, GuideText};
 use crate::corpus::Corpus;
 use crate::error::Result;
 
@@ -15,10 +15,29 @@ use crate::error::Result;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
     pub(super) corpus: Corpus,
-    /// By the student on whose tokens it is laid, and whether attention is computed as in the released script.
-    contrasts: BTreeMap<(Student, bool), Contrast>,
-    /// The third model's own attention, by the same switch.
+    /// By the student on whose tokens it is laid, and by what is looked at.
+    contrasts: BTreeMap<(Student, Looking), Contrast>,
+    /// The third model's own attention, by whether it is computed as in the released script.
     third: BTreeMap<bool, Vec<GuideText>>,
+}
+
+/// Which attention a cell's copies go by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Looking {
+    released: bool,
+    guide: Guide,
+    /// Of the large and of the small model.
+    heads: [Heads; 2],
+}
+
+impl Looking {
+    fn options(&self) -> Contrasting {
+        let [large, small] = self.heads.clone();
+        Contrasting::new()
+            .aggregation(aggregation(self.released))
+            .guide(self.guide.clone())
+            .heads(large, small)
+    }
 }
 
 /// What a cell trains on.
@@ -33,20 +52,44 @@ impl Group {
         Group { corpus, ..Group::default() }
     }
 
-    /// The pair's attention on the tokens of `student`.
-    pub(super) fn contrast(
-        &mut self,
-        models: &Models,
-        student: Student,
-        released: bool,
-    ) -> Result<&Contrast> {
+    /// Refuses texts without the probes that are to guide.
+    pub(super) fn check_probes(&self, named: &[String]) -> Result<()> {
+        Contrasting::new().guide(self.probes(named)).check(&self.corpus.documents)
+    }
+
+    /// The probes of the facts named, or of all that are asked about.
+    fn probes(&self, named: &[String]) -> Guide {
+        if !named.is_empty() {
+            return Guide::Probe(named.to_vec());
+        }
+        let Corpus { questions, documents, .. } = &self.corpus;
+        let mut facts: Vec<String> = questions.iter().map(|question| question.field.clone()).collect();
+        facts.sort();
+        facts.dedup();
+        facts.retain(|fact| documents.iter().flat_map(|d| &d.spans).any(|span| span.field == *fact));
+        Guide::Probe(facts)
+    }
+
+    fn looking(&self, cell: &Cell) -> Looking {
+        Looking {
+            released: cell.condition.released(),
+            guide: match cell.condition {
+                Condition::ProbeDifference => self.probes(&cell.guide_probe),
+                _ => Guide::Received,
+            },
+            heads: cell.heads.clone().unwrap_or_default(),
+        }
+    }
+
+    /// The pair's attention on the tokens of `student`, as `cell` looks at it.
+    pub(super) fn contrast(&mut self, models: &Models, student: Student, cell: &Cell) -> Result<&Contrast> {
         let tokens = models.student(student)?.tokenizer();
         let foreign = tokens.hash() != models.pair.small.tokenizer().hash();
-        let key = (if foreign { student } else { Student::Small }, released);
+        let key = (if foreign { student } else { Student::Small }, self.looking(cell));
         let measured = match self.contrasts.remove(&key) {
             Some(measured) => measured,
             None => {
-                let mut options = Contrasting::new().aggregation(aggregation(released));
+                let mut options = key.1.options();
                 if foreign {
                     options = options.onto(tokens);
                 }
@@ -57,9 +100,10 @@ impl Group {
     }
 
     /// The student's own attention.
-    fn own(&mut self, models: &Models, student: Student, released: bool) -> Result<Vec<GuideText>> {
+    fn own(&mut self, models: &Models, cell: &Cell) -> Result<Vec<GuideText>> {
+        let (student, released) = (cell.student, cell.condition.released());
         if student != Student::Third {
-            return Ok(side(self.contrast(models, student, released)?, student));
+            return Ok(side(self.contrast(models, student, cell)?, student));
         }
         if let Some(measured) = self.third.get(&released) {
             return Ok(measured.clone());
@@ -80,13 +124,16 @@ impl Group {
                 Augment::random().tokenizer(models.student(student)?.tokenizer())
             }
             Condition::OwnAttention | Condition::ReleasedOwnAttention => {
-                Augment::by_guide(self.own(models, student, released)?)
+                Augment::by_guide(self.own(models, cell)?)
             }
             Condition::LargeAttention => {
-                Augment::by_guide(side(self.contrast(models, student, false)?, Student::Large))
+                Augment::by_guide(side(self.contrast(models, student, cell)?, Student::Large))
             }
-            Condition::AttentionDifference | Condition::ReleasedDifference => {
-                Augment::by_guide(self.contrast(models, student, released)?.guide())
+            Condition::AttentionDifference
+            | Condition::ProbeDifference
+            | Condition::HeadsDifference
+            | Condition::ReleasedDifference => {
+                Augment::by_guide(self.contrast(models, student, cell)?.guide())
             }
             Condition::Eda => Augment::eda(Eda::default()),
             Condition::SentenceShuffle => Augment::shuffle_sentences(),

@@ -12,6 +12,8 @@
 //! | `own_attention` | copies dropped by the student's own attention | is the other model needed? |
 //! | `large_attention` | copies dropped by the large model's attention | is the difference needed? |
 //! | `attention_difference` | copies dropped by large − small | the paper's method |
+//! | `probe_difference` | the same, where the guide is what the word before each fact looks at | does another guide find better clues? |
+//! | `heads_difference` | the same, where the guide is attention received in chosen layers or heads | do these heads know better? |
 //! | `denoising` | the originals as often, noise in the input (D-AR) | is it the texts or only noise? |
 //! | `eda`, `sentence_shuffle`, `biography_permutation` | copies changed without a model | do cheaper changes do? |
 //! | `released_random` | as the authors' script: copies alone, tokens *kept* with probability α, blanks where they were | what did the script measure? |

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cell::{Cell, Inputs, LossPoint, Measured, Runner, Stage};
-use super::condition::{Student, Texts};
+use super::condition::{Condition, Student, Texts};
 use super::group::Group;
 use super::protocol::Protocol;
 use crate::contrast::{Contrast, ModelPair};
@@ -115,13 +115,13 @@ impl PairRunner {
         &self.report.corpus
     }
 
-    /// Where the two models look in the texts of the report.
+    /// Where the two models look in the texts of the report, by the guide that the copies of `cell` followed.
     ///
     /// # Errors
-    /// As [`ModelPair::contrast`].
-    pub fn contrast(&mut self) -> Result<&Contrast> {
+    /// As [`ModelPair::contrast_with`].
+    pub fn contrast(&mut self, cell: &Cell) -> Result<&Contrast> {
         let models = self.models()?;
-        self.report.contrast(&models, Student::Small, false)
+        self.report.contrast(&models, Student::Small, cell)
     }
 
     fn models(&mut self) -> Result<Models> {
@@ -186,7 +186,18 @@ impl Runner for PairRunner {
             }
             quiz.check(corpus)?;
         }
+        if protocol.conditions.contains(&Condition::ProbeDifference) {
+            for group in [&self.report, &self.tune] {
+                group.check_probes(&protocol.guide_probe)?;
+            }
+        }
         let models = self.models()?;
+        for (model, heads) in
+            [(&models.pair.large, &protocol.large_heads), (&models.pair.small, &protocol.small_heads)]
+        {
+            let shape = model.config();
+            heads.check(shape.layers, shape.heads).map_err(|e| Error::model(model.name(), e))?;
+        }
         let asked = [&self.report.corpus, &self.tune.corpus];
         for &student in &protocol.students {
             for corpus in asked.into_iter().filter(|corpus| !corpus.questions.is_empty()) {

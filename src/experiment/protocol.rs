@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, Student, Texts};
+use crate::attention::Heads;
 use crate::augment::{ALPHA, BETA};
 use crate::error::{Error, Result};
 
@@ -32,6 +33,8 @@ pub enum Criterion {
 /// | `alphas` | 0.6 | 0.6 | 0.6, 0.7 | largest drop probability |
 /// | `betas` | 0.05 | 0.05 | 0.05, 0.03, 0.01, 0.005 | rise with rank |
 /// | `learning_rates` | 1e-3 | 1e-3 | 1e-3, 5e-4, 2e-4 | peak |
+/// | `guide_probe` | – | – | – | facts whose probes guide `probe_difference`; none named: all that are asked about |
+/// | `large_heads`, `small_heads` | all | all | all | layers or heads of each model under `heads_difference` |
 /// | `noise` | 0.1 | 0.1 | 0.1 | share of input tokens that D-AR replaces (its source leaves it open) |
 /// | `batch_size` | 8 | 8 | 8 | texts a step |
 /// | `full_finetuning` | yes | no | no | every weight instead of an adapter |
@@ -83,6 +86,15 @@ pub struct Protocol {
     pub betas: Vec<f64>,
     /// Peak learning rates to try.
     pub learning_rates: Vec<f64>,
+    /// Facts whose probes guide [`Condition::ProbeDifference`]; none named: all that are asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guide_probe: Vec<String>,
+    /// Layers or heads of the large model under [`Condition::HeadsDifference`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub large_heads: Heads,
+    /// Layers or heads of the small model under [`Condition::HeadsDifference`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub small_heads: Heads,
     /// Share of input tokens replaced under [`Condition::Denoising`].
     pub noise: f64,
     /// Texts a step.
@@ -158,6 +170,9 @@ impl Protocol {
             people_seed: 2024,
             tuning_seed: 0,
             criterion: Criterion::ChoiceAccuracy,
+            guide_probe: Vec::new(),
+            large_heads: Heads::All,
+            small_heads: Heads::All,
             noise: 0.1,
             batch_size: 8,
             full_finetuning: false,
@@ -221,6 +236,7 @@ impl Protocol {
             let named = self.third.as_deref().unwrap_or("none");
             return Err(Error::option("third", named, "named exactly when a third model is the student"));
         }
+        self.validate_guides()?;
         if self.criterion == Criterion::ChoiceAccuracy && self.distractors == 0 && self.tuning_people > 0 {
             return Err(Error::option(
                 "distractors",
@@ -244,6 +260,51 @@ impl Protocol {
         Ok(())
     }
 
+    /// A guide that no condition follows would go unnoticed, and so would a condition without its guide.
+    fn validate_guides(&self) -> Result<()> {
+        let follows = |condition| self.conditions.contains(&condition);
+        if !self.guide_probe.is_empty() && !follows(Condition::ProbeDifference) {
+            let expected = "none, unless probe_difference is among the conditions: no other follows them";
+            return Err(Error::option("guide_probe", self.guide_probe.join(","), expected));
+        }
+        let chosen = self.large_heads != Heads::All || self.small_heads != Heads::All;
+        if chosen && !follows(Condition::HeadsDifference) {
+            let expected = "all, unless heads_difference is among the conditions: no other chooses";
+            return Err(Error::option("heads", self.heads(), expected));
+        }
+        if !chosen && follows(Condition::HeadsDifference) {
+            let expected = "layers or heads of at least one model, for the condition heads_difference";
+            return Err(Error::option("heads", "all", expected));
+        }
+        Ok(())
+    }
+
+    /// Layers and heads chosen, in words.
+    fn heads(&self) -> String {
+        format!(
+            "{} of the large, {} of the small model",
+            self.large_heads.describe(),
+            self.small_heads.describe()
+        )
+    }
+
+    /// The guides other than the paper's, as a line of [`Protocol::describe`]; empty without any.
+    fn guides(&self) -> String {
+        let mut guides = Vec::new();
+        if self.conditions.contains(&Condition::ProbeDifference) {
+            let facts = if self.guide_probe.is_empty() {
+                "all facts asked about".into()
+            } else {
+                self.guide_probe.join(", ")
+            };
+            guides.push(format!("probes of {facts}"));
+        }
+        if self.conditions.contains(&Condition::HeadsDifference) {
+            guides.push(self.heads());
+        }
+        if guides.is_empty() { String::new() } else { format!("guides      {}\n", guides.join("; ")) }
+    }
+
     /// What is trained on and asked about, in words.
     pub fn subjects(&self) -> String {
         match (&self.corpus, self.per_person) {
@@ -264,7 +325,7 @@ impl Protocol {
     /// What will be run, as plain sentences for the start of a run.
     pub fn describe(&self) -> String {
         let list = |values: &[f64]| values.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
-        let conditions: Vec<&str> = self.conditions.iter().map(|c| c.label()).collect();
+        let conditions: Vec<&str> = self.conditions.iter().map(|c| c.name()).collect();
         let students: Vec<&str> = self.students.iter().map(|s| s.name()).collect();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let search = if self.tuning_people > 0 {
@@ -296,7 +357,7 @@ impl Protocol {
         format!(
             "protocol    {}\nmodels      {} pair{third}, student: {}\npeople      {people}\n\
              copies      {} a text, with the original\n\
-             epochs      {}, {} texts a step, {training}\nseeds       {}\nconditions  {}\noptions     {search}\n\
+             epochs      {}, {} texts a step, {training}\nseeds       {}\nconditions  {}\n{}options     {search}\n\
              quiz        {}-shot, {} distractors\n",
             self.name,
             self.pair,
@@ -306,10 +367,15 @@ impl Protocol {
             self.batch_size,
             seeds.join(", "),
             conditions.join(", "),
+            self.guides(),
             self.few_shot,
             self.distractors
         )
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn repeated<T: PartialEq + std::fmt::Debug>(items: &[T]) -> Option<String> {
@@ -334,6 +400,13 @@ mod tests {
         assert!(with(|p| p.noise = 2.0).starts_with("noise = 2"));
         assert!(with(|p| p.students = vec![Student::Third]).starts_with("third = none"));
         assert!(with(|p| p.distractors = 0).starts_with("distractors = 0"));
+        assert!(
+            with(|p| p.guide_probe = vec!["city".into()]).starts_with("guide_probe = city: none, unless")
+        );
+        assert!(
+            with(|p| p.large_heads = Heads::Layers(vec![1])).starts_with("heads = layers 1 of the large")
+        );
+        assert!(with(|p| p.conditions = vec![Condition::HeadsDifference]).starts_with("heads = all"));
         for protocol in [Protocol::nano(), Protocol::reduced(), Protocol::full()] {
             assert!(protocol.validate().is_ok(), "{}", protocol.name);
         }
@@ -346,6 +419,16 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert!(Protocol::full().describe().contains("chosen on 50 other people"));
+        assert!(!Protocol::full().describe().contains("guides"));
+        let guided = Protocol {
+            conditions: vec![Condition::ProbeDifference, Condition::HeadsDifference],
+            guide_probe: vec!["city".into()],
+            large_heads: Heads::Heads(vec![(1, 0)]),
+            ..Protocol::nano()
+        };
+        assert!(guided.validate().is_ok());
+        let line = "guides      probes of city; heads 1.0 of the large, all of the small model\n";
+        assert!(guided.describe().contains(line), "{}", guided.describe());
         let text = Protocol::nano().describe();
         assert!(
             text.contains("5 permuted texts and 5 questions each") && text.contains("every weight"),

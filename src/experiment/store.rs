@@ -1,5 +1,6 @@
 //! Finished cells on disk, one file each, named by the hash of their configuration.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -140,30 +141,47 @@ impl Store {
 }
 
 /// The results of `cells`, in their order: those on disk are read, the others computed by `run` and kept. Equal
-/// cells are computed once.
+/// cells are computed once. Progress names the cell at work as it displays itself.
 ///
 /// # Errors
 /// The first error of `run` or of the store; finished cells stay on disk.
-pub fn run_cells<C: Serialize, R: Serialize + DeserializeOwned>(
+pub fn run_cells<C: Serialize + Display, R: Serialize + DeserializeOwned>(
     store: &Store,
     label: &str,
     cells: &[C],
     mut run: impl FnMut(&C, &Path) -> Result<R>,
 ) -> Result<Vec<R>> {
-    let progress = Progress::start(label, cells.len() as u64, "cells");
     let mut results = Vec::with_capacity(cells.len());
     for cell in cells {
-        let result = match store.load(cell)? {
-            Some(result) => result,
+        results.push(store.load(cell)?);
+    }
+    // What was found is no measure of how long the rest will take.
+    let found = results.iter().flatten().count();
+    let progress = Progress::resume(label, cells.len() as u64, "cells", found as u64);
+    let missing: Vec<usize> = (0..cells.len()).filter(|&at| results[at].is_none()).collect();
+    if let Some(&first) = missing.first() {
+        progress.note(at_work(&cells[first]));
+        progress.advance(0)?;
+    }
+    for (place, &at) in missing.iter().enumerate() {
+        let cell = &cells[at];
+        // An equal one may be finished by now.
+        results[at] = match store.load(cell)? {
+            Some(result) => Some(result),
             None => {
                 let result = run(cell, &store.scratch(cell)?)?;
-                store.save(cell, result)?
+                Some(store.save(cell, result)?)
             }
         };
-        results.push(result);
+        progress.note(missing.get(place + 1).map_or(String::new(), |&next| at_work(&cells[next])));
         progress.advance(1)?;
     }
-    Ok(results)
+    Ok(results.into_iter().flatten().collect())
+}
+
+/// What progress says while `cell` is at work.
+fn at_work(cell: &impl Display) -> String {
+    format!("now {cell}")
 }
 
 /// Removes the scratch of cells that were kept just before the process was killed.

@@ -129,7 +129,7 @@ pub struct Summary {
 
 impl Summary {
     /// Its mean minus that of `base`, where that was compared: every trained condition with `plain` and
-    /// `plain_equal_steps`, and the attention difference with all.
+    /// `plain_equal_steps`, and the attention difference, under whichever guide, with all.
     pub fn minus(&self, base: Condition) -> Option<Interval> {
         self.differences.iter().find(|(other, _)| *other == base).map(|(_, interval)| *interval)
     }
@@ -191,8 +191,8 @@ fn one(
     for (&(student, condition), mine) in &cells {
         let mut differences = Vec::new();
         for (&(_, base), theirs) in cells.iter().filter(|((other, _), _)| *other == student) {
-            let compared = condition == Condition::AttentionDifference
-                || matches!(base, Condition::Plain | Condition::PlainEqualSteps);
+            let compared =
+                condition.is_difference() || matches!(base, Condition::Plain | Condition::PlainEqualSteps);
             // Without training there are no seeds to pair by, and where cells failed all those of a pair may be missing.
             let paired = condition.trains() && base.trains() && mine.overlaps(theirs);
             if compared && base != condition && paired {

@@ -8,7 +8,7 @@ use crate::error::Result;
 /// Texts shown token by token.
 const TEXTS: usize = 3;
 
-/// The section: for each probed field which tokens the models look at from the word before it (Figure 2) and which the large
+/// The section, which names the guide where it is not the paper's: for each probed field which tokens the models look at from the word before it (Figure 2) and which the large
 /// one looks at more than the small one (Figure 3), then the first texts, coloured by the difference and by the probability with
 /// which `plan` drops each token (Figure 4).
 ///
@@ -23,7 +23,7 @@ pub fn clues(contrast: &Contrast, plan: &Plan) -> Result<Section> {
     fields.sort();
     fields.dedup();
     fields.sort_by_key(|field| place(field));
-    let mut section = Section::new("Where the two models look");
+    let mut section = Section::new(format!("Where the two models look{}", guide_of(contrast)));
     for field in fields {
         let mut figures = Vec::new();
         for row in [Row::Small, Row::Large, Row::Difference] {
@@ -50,4 +50,20 @@ pub fn clues(contrast: &Contrast, plan: &Plan) -> Result<Section> {
         Some(curve) => section.figure(curve, ""),
         None => section,
     })
+}
+
+/// The guide of a contrast for a heading; nothing for the paper's: attention received, all heads.
+fn guide_of(contrast: &Contrast) -> String {
+    let option = |name: &str| contrast.provenance.options.get(name).map_or("", String::as_str);
+    let mut parts = Vec::new();
+    if !matches!(option("guide"), "" | "received") {
+        parts.push(option("guide").to_string());
+    }
+    for role in ["large", "small"] {
+        let heads = option(&format!("heads_{role}"));
+        if !matches!(heads, "" | "all") {
+            parts.push(format!("{heads} of the {role} model"));
+        }
+    }
+    if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) }
 }

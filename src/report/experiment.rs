@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::experiment_record::{answers, configuration, options};
-use super::summary::{bars, conditions, find, gains_table, groups, known, plain, signed, summary_bars};
+use super::summary::{bars, conditions, find, gains, groups, known, plain, signed, summary_bars};
 use super::{LineChart, Page, Section, Table};
 use crate::error::Result;
 use crate::evaluate::Interval;
@@ -85,9 +85,17 @@ fn lead(outcome: &Outcome) -> String {
     )
 }
 
+/// What the differences of one trained model say, a sentence a measure: whether the paper's method, under each guide it followed,
+/// beats plain training of equal steps, in words that claim no more than the intervals do.
+pub fn verdicts(of: &[Summary]) -> Vec<String> {
+    let measures = [Measure::ExactMatch, Measure::F1, Measure::ChoiceAccuracy];
+    let of_method = |method| measures.into_iter().filter_map(move |measure| verdict(of, method, measure));
+    differences_of(of).into_iter().flat_map(of_method).collect()
+}
+
 /// What the differences say, in words that claim no more than the intervals do.
-fn verdict(of: &[Summary], measure: Measure) -> Option<String> {
-    let method = find(of, Condition::AttentionDifference, &Group::All, measure)?;
+fn verdict(of: &[Summary], condition: Condition, measure: Measure) -> Option<String> {
+    let method = find(of, condition, &Group::All, measure)?;
     let (base, i) = match (method.minus(Condition::PlainEqualSteps), method.minus(Condition::Plain)) {
         (Some(i), _) => ("plain training of equal steps", i),
         (None, Some(i)) => ("plain training", i),
@@ -100,7 +108,7 @@ fn verdict(of: &[Summary], measure: Measure) -> Option<String> {
     } else {
         "falls short of"
     };
-    Some(format!("By {}, attention difference {said} {base}: {}.", measure.label(), signed(&i)))
+    Some(format!("By {}, {condition} {said} {base}: {}.", measure.label(), signed(&i)))
 }
 
 /// The means that open the page and what the paper's method gains over each other condition, two tables a trained
@@ -115,11 +123,22 @@ pub fn experiment_tables(outcome: &Outcome, summary: &[Summary]) -> Result<Vec<T
         let rows = outcome.rows_of(student);
         if !rows.is_empty() {
             tables.push(means(&of, &rows, &outcome.failed_of(student))?);
-            tables.extend(Some(gains_table(&of)?).filter(|table| !table.is_empty()));
+            tables.extend(gains_tables(&of)?);
         }
     }
     tables.extend(Some(failures(&outcome.failed)?).filter(|table| !table.is_empty()));
     Ok(tables)
+}
+
+/// What the paper's method gains over each other condition: a table for each guide it followed.
+fn gains_tables(of: &[Summary]) -> Result<Vec<Table>> {
+    let tables: Result<Vec<Table>> = differences_of(of).into_iter().map(|method| gains(of, method)).collect();
+    Ok(tables?.into_iter().filter(|table| !table.is_empty()).collect())
+}
+
+/// The paper's method, under each guide it followed.
+fn differences_of(of: &[Summary]) -> Vec<Condition> {
+    conditions(of).into_iter().filter(|condition| condition.is_difference()).collect()
 }
 
 /// A row a condition, a column a measure.
@@ -153,16 +172,13 @@ fn means(of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Table> {
 
 fn results(title: String, of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Section> {
     let mut section = Section::new(title);
-    for measure in [Measure::ExactMatch, Measure::F1, Measure::ChoiceAccuracy] {
-        if let Some(text) = verdict(of, measure) {
-            section = section.paragraph(text);
-        }
+    for text in verdicts(of) {
+        section = section.paragraph(text);
     }
     section = section.table(&means(of, rows, failed)?);
-    let gains = gains_table(of)?;
     let equal = differences(of, Condition::PlainEqualSteps)?;
     let paper = differences(of, Condition::Plain)?;
-    for table in [gains, equal, paper].into_iter().filter(|t| !t.is_empty()) {
+    for table in gains_tables(of)?.into_iter().chain([equal, paper]).filter(|t| !t.is_empty()) {
         section = section.table(&table);
     }
     if let Some(first) = of.iter().find(|s| s.condition.trains()) {
@@ -199,7 +215,7 @@ fn results(title: String, of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> 
 /// Each condition minus `base`, a column a measure.
 fn differences(of: &[Summary], base: Condition) -> Result<Table> {
     let columns = ["condition"].into_iter().chain(Measure::ALL.map(Measure::short));
-    let mut table = Table::new(columns).caption(format!("Minus `{base}`, paired by person and seed"));
+    let mut table = Table::new(columns).caption(format!("Minus “{base}”, paired by person and seed"));
     for condition in conditions(of) {
         let cells: Vec<Option<Interval>> =
             Measure::ALL.iter().map(|&m| find(of, condition, &Group::All, m)?.minus(base)).collect();
@@ -224,7 +240,17 @@ fn perplexity(rows: &[&&Row]) -> String {
         .iter()
         .map(|p| p.value())
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    if found.len() == 1 { format!("{all:.2}") } else { format!("{all:.2} [{low:.2}, {high:.2}]") }
+    let [all, low, high] = [all, low, high].map(three_digits);
+    if found.len() == 1 { all } else { format!("{all} [{low}, {high}]") }
+}
+
+/// `4.26`, `19.3`, `137`: as many as a perplexity is worth.
+fn three_digits(value: f64) -> String {
+    match value {
+        v if v < 9.995 => format!("{v:.2}"),
+        v if v < 99.95 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
 }
 
 fn by_field(title: String, of: &[Summary]) -> Result<Section> {

@@ -22,7 +22,7 @@ mod text_picture;
 
 pub use clues::clues;
 pub use drop_figure::DropFigure;
-pub use experiment::{experiment_page, experiment_tables, loss_chart};
+pub use experiment::{experiment_page, experiment_tables, loss_chart, verdicts};
 pub use facts::FactsPicture;
 pub use heads::HeadsPicture;
 pub use html::escape;

@@ -45,9 +45,13 @@ pub fn summary_table(of: &[Summary], measure: Measure, fields: &[&str]) -> Resul
 /// # Errors
 /// None but a fault of the program: a row of another length than its table.
 pub fn gains_table(of: &[Summary]) -> Result<Table> {
-    let method = Condition::AttentionDifference;
+    gains(of, Condition::AttentionDifference)
+}
+
+/// `method` minus every other condition, as [`gains_table`].
+pub(super) fn gains(of: &[Summary], method: Condition) -> Result<Table> {
     let mut table = Table::new(["compared with"].into_iter().chain(Measure::ALL.map(Measure::short)))
-        .caption(format!("`{method}` minus each other condition, paired by person and seed"));
+        .caption(format!("“{method}” minus each other condition, paired by person and seed"));
     for base in conditions(of) {
         let cell = |m| find(of, method, &Group::All, m).and_then(|s| s.minus(base));
         let cells: Vec<Option<Interval>> = Measure::ALL.into_iter().map(cell).collect();
@@ -72,7 +76,7 @@ pub(super) fn bars(
         .y_label(measure.label())
         .categories(groups.iter().map(Group::label));
     if measure != Measure::LogProb {
-        chart = chart.y_range(0.0, 1.0);
+        chart = chart.y_range(0.0, ceiling(of, groups, measure));
     }
     // The untrained model last, so that it takes the grey of the palette.
     let (last, first): (Vec<Condition>, Vec<Condition>) =
@@ -88,6 +92,14 @@ pub(super) fn bars(
         chart = chart.series(condition.label(), groups.iter().map(bar));
     }
     chart
+}
+
+/// The end of an axis of shares that has room for every interval: small shares drawn up to 1 could not be told apart.
+fn ceiling(of: &[Summary], groups: &[Group], measure: Measure) -> f64 {
+    let shown = of.iter().filter(|s| s.measure == measure && groups.contains(&s.group));
+    let top =
+        shown.map(|s| if s.value.is_defined() { s.value.high } else { s.value.estimate }).fold(0.0, f64::max);
+    [0.1, 0.2, 0.5].into_iter().find(|end| top <= *end).unwrap_or(1.0)
 }
 
 /// The conditions that `of` knows, in the order of tables.

@@ -23,6 +23,8 @@ pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
+/// What stands between columns on a terminal.
+const SPACE: &str = "  ";
 /// What stands for a value that is not known.
 const NOTHING: &str = "–";
 
@@ -74,6 +76,40 @@ impl Table {
             table.rows.push(cells?);
         }
         Ok(table)
+    }
+
+    /// The same in tables no wider than `width` characters, for a terminal: the first column stands in each, the caption above the
+    /// first. A column that is wider by itself stays whole.
+    pub fn within(&self, width: usize) -> Vec<Table> {
+        let widths = self.widths();
+        let first = widths.first().copied().unwrap_or(0);
+        let (mut parts, mut used) = (vec![Vec::new()], first);
+        for (column, wide) in widths.iter().enumerate().skip(1) {
+            if used + SPACE.len() + wide > width && parts.last().is_some_and(|part| !part.is_empty()) {
+                parts.push(Vec::new());
+                used = first;
+            }
+            used += SPACE.len() + wide;
+            parts.last_mut().into_iter().for_each(|part| part.push(column));
+        }
+        let of = |cells: &Vec<String>, part: &[usize]| -> Vec<String> {
+            cells.first().into_iter().chain(part.iter().map(|&column| &cells[column])).cloned().collect()
+        };
+        let table = |(number, part): (usize, &Vec<usize>)| Table {
+            caption: if number == 0 { self.caption.clone() } else { String::new() },
+            columns: of(&self.columns, part),
+            rows: self.rows.iter().map(|row| of(row, part)).collect(),
+        };
+        parts.iter().enumerate().map(table).collect()
+    }
+
+    /// Characters of each column on a terminal.
+    fn widths(&self) -> Vec<usize> {
+        let wide = |column: usize| {
+            let cells = self.rows.iter().map(move |row| &row[column]);
+            cells.chain([&self.columns[column]]).map(|text| flat(text).chars().count()).max().unwrap_or(0)
+        };
+        (0..self.columns.len()).map(wide).collect()
     }
 
     /// Rows.
@@ -137,17 +173,10 @@ impl Table {
 impl std::fmt::Display for Table {
     /// Aligned columns for terminals; line breaks in cells become blanks.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Fields, answers and names may come from anywhere.
-        let flat = |text: &String| tame(&text.replace(['\n', '\r', '\t'], " "));
-        let numeric = self.numeric();
-        let columns: Vec<String> = self.columns.iter().map(flat).collect();
-        let rows: Vec<Vec<String>> = self.rows.iter().map(|r| r.iter().map(flat).collect()).collect();
-        let widths: Vec<usize> = (0..columns.len())
-            .map(|c| {
-                let cells = rows.iter().map(|r| r[c].chars().count());
-                cells.chain([columns[c].chars().count()]).max().unwrap_or(0)
-            })
-            .collect();
+        let (numeric, widths) = (self.numeric(), self.widths());
+        let columns: Vec<String> = self.columns.iter().map(|text| flat(text)).collect();
+        let rows: Vec<Vec<String>> =
+            self.rows.iter().map(|r| r.iter().map(|text| flat(text)).collect()).collect();
         if !self.caption.is_empty() {
             writeln!(f, "{}", flat(&self.caption))?;
         }
@@ -160,13 +189,18 @@ impl std::fmt::Display for Table {
                     if numeric[c] { format!("{text:>w$}") } else { format!("{text:<w$}") }
                 })
                 .collect();
-            writeln!(f, "{}", padded.join("  ").trim_end())
+            writeln!(f, "{}", padded.join(SPACE).trim_end())
         };
         let rule: Vec<String> = widths.iter().map(|w| "-".repeat(*w)).collect();
         line(&columns)?;
         line(&rule)?;
         rows.iter().try_for_each(|row| line(row))
     }
+}
+
+/// On one line; fields, answers and names may come from anywhere.
+fn flat(text: &str) -> String {
+    tame(&text.replace(['\n', '\r', '\t'], " "))
 }
 
 fn cell(value: &AnyValue, decimals: usize) -> String {
@@ -196,6 +230,19 @@ fn fraction(value: f64, decimals: usize) -> String {
 mod tests {
     use super::*;
     use polars::prelude::Column;
+
+    #[test]
+    fn a_narrow_terminal_gets_the_columns_in_parts() {
+        let mut table = Table::new(["condition", "f1", "em"]).caption("Results");
+        table.push(["plain", "0.48 [0.40, 0.56]", "0.1"]).unwrap();
+        assert_eq!(table.within(34), [table.clone()], "9 + 2 + 17 + 2 + 3 = 33 characters");
+        let text = |width| table.within(width).iter().map(ToString::to_string).collect::<String>();
+        let parts = "Results\ncondition                 f1\n---------  -----------------\nplain      0.48 [0.40, 0.56]\n\
+                     condition   em\n---------  ---\nplain      0.1\n";
+        assert_eq!(text(32), parts);
+        assert_eq!(text(1), parts, "a column stays whole");
+        assert_eq!(Table::new(["alone"]).within(1).len(), 1);
+    }
 
     #[test]
     fn frames_become_tables() {

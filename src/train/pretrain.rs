@@ -145,6 +145,13 @@ impl Recipe {
         again("nano-large", 900, 2e-3, 0.05, &third)
     }
 
+    /// The recipes in the order they are run, this one last.
+    pub fn cycles(&self) -> Vec<&Recipe> {
+        let mut cycles = self.before.as_ref().map_or_else(Vec::new, |before| before.cycles());
+        cycles.push(self);
+        cycles
+    }
+
     fn config(&self, tokenizer: &Tokenizer) -> DecoderConfig {
         let llama = DecoderConfig::llama(
             tokenizer.vocab_size(),
@@ -246,8 +253,9 @@ const PROBE_STEPS: usize = 50;
 /// Texts of such a look.
 const PROBE_TEXTS: u64 = 16;
 
-/// Trains `recipe` from nothing and saves it into `out/{recipe.name}` (f16) with `pretraining.json` beside the weights.
-/// The state lies in the same folder while training; the same call goes on from it, and a finished model is read back.
+/// Trains `recipe` from nothing, after the recipes it goes on from, and saves it into `out/{recipe.name}` (f16) with `pretraining.json` beside the weights.
+/// The state lies in the same folder while training; the same call goes on from it, and a finished model is read back, whether or
+/// not those it went on from are still there.
 ///
 /// # Errors
 /// Values out of range, files that cannot be written, another process that trains in the folder, a loss that is not finite,
@@ -259,6 +267,16 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     // How much room is needed follows from the vocabulary, which takes a while to learn; whether there is any shows at once.
     make_ready(&folder, 0)?;
     let mut lessons = Lessons::new(&recipe.mixture, recipe.seed)?;
+    let report_path = folder.join("pretraining.json");
+    let finished = read_report(&report_path).filter(|report| report.recipe == *recipe);
+    // The last of a chain answers for it: the earlier models may be gone.
+    if let Some(report) = finished.as_ref().filter(|report| report.recipe.before.is_some()) {
+        let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
+        if fingerprint(&mut lessons, &tokenizer)? == report.texts {
+            remove_state(&folder)?;
+            return saved(recipe, folder, report.clone());
+        }
+    }
     let before = recipe.before.as_deref().map(|before| pretrain(before, out.as_ref())).transpose()?;
     let tokenizer = match &before {
         Some(before) => before.model.tokenizer().clone(),
@@ -269,10 +287,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     };
     // A change of the generator is a change of the texts.
     let texts = fingerprint(&mut lessons, &tokenizer)?;
-    let report_path = folder.join("pretraining.json");
-    if let Some(report) =
-        read_report(&report_path).filter(|report| report.recipe == *recipe && report.texts == texts)
-    {
+    if let Some(report) = finished.filter(|report| report.texts == texts) {
         // Killed just before, the last run may have left it.
         remove_state(&folder)?;
         return saved(recipe, folder, report);

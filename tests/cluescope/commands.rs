@@ -432,6 +432,51 @@ fn people_with_several_texts_of_ones_own_are_counted_once() {
     }
 }
 
+/// The guides of `contrast`, by the same options: each brings its condition into `reproduce`.
+#[test]
+fn guides_are_chosen_by_the_same_options_everywhere() {
+    let here = workplace();
+    let words = |rest: &str| {
+        let fixed =
+            "reproduce --small small --large large --people 4 --copies 1 --epochs 1 --seeds 1 --lora-r 2";
+        format!("{fixed} --few-shot 1 --distractors 2 {rest}")
+    };
+    let run = |rest: &str| good(here.path(), &words(rest).split(' ').collect::<Vec<_>>());
+    let conditions = |out: &str| -> Vec<String> {
+        let csv = std::fs::read_to_string(here.path().join(out).join("results.csv")).unwrap();
+        csv.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().to_string()).collect()
+    };
+    let said = run(
+        "--conditions plain,attention_difference --guide-probe company city --large-layers 0 --out guided",
+    );
+    assert!(
+        said.contains("guides      probes of company, city; layers 0 of the large, all of the small model"),
+        "{said}"
+    );
+    let both = ["plain", "attention_difference", "probe_difference", "heads_difference"];
+    assert_eq!(conditions("guided"), both);
+    let page = std::fs::read_to_string(here.path().join("guided/report.html")).unwrap();
+    for heading in ["", ": probe city,company", ": layers 0 of the large model"] {
+        assert!(page.contains(&format!(">Where the two models look{heading}</h2>")), "{heading}");
+    }
+    run("--conditions all --out all");
+    assert!(!conditions("all").iter().any(|c| c == "heads_difference"), "no heads are chosen");
+    assert_eq!(conditions("all").len(), 15);
+    let bad = |rest: &str| bad(here.path(), &words(rest).split(' ').collect::<Vec<_>>());
+    let message = bad("--conditions heads_difference --out bad");
+    assert!(message.contains("heads = all: layers or heads of at least one model"), "{message}");
+    let message = bad("--large-heads 9.0 --out bad");
+    assert!(message.contains("heads = heads 9.0: at least one, layers 0 to"), "{message}");
+    // A minus is no option's beginning.
+    assert!(bad("--alpha -0.1 --out bad").contains("alphas = -0.1: from 0 to 1"));
+    let message = bad("--guide-probe weight city --out bad");
+    assert!(
+        message
+            .contains("guide = probe weight,city: facts marked in the texts; \"weight\" is marked in none"),
+        "{message}"
+    );
+}
+
 /// What is expected lies near what is needed, beside what the program itself takes.
 #[test]
 #[cfg(target_os = "linux")]

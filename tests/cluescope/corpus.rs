@@ -233,6 +233,7 @@ fn files_of_another_shape_say_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     for (name, content, words) in [
         ("a.csv", "body\n\"x\"\n", "no column `text`"),
+        ("empty.csv", "", "no column `text`; the file is empty"),
         ("b.csv", "text\n\"<name>A</nam>\"\n", "row 1 (line 2), character 7"),
         ("c.csv", "text\n", "no document"),
         ("d.jsonl", "", "no document"),

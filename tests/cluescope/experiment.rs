@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cluescope::contrast::ModelPair;
+use cluescope::attention::Heads;
+use cluescope::augment::Augment;
+use cluescope::contrast::{Contrasting, Guide, ModelPair};
 use cluescope::corpus::{Biographies, Corpus, Templates};
 use cluescope::evaluate::{Answer, Bootstrap, Choice, Perplexity, QuizResult};
 use cluescope::experiment::{
@@ -318,7 +320,7 @@ fn the_page_of_an_experiment_tells_everything() {
     let html = page.html();
     for wanted in [
         "attention difference beats plain training of equal steps: +0.",
-        "`attention difference` minus each other condition",
+        "“attention difference” minus each other condition",
         "Exact match / F1 by field",
         "By distance: ln p of the right answer (nats)",
         "The first 25 questions, training seed 1",
@@ -378,10 +380,11 @@ fn tiny() -> Protocol {
 #[test]
 fn a_pair_of_models_runs_every_condition() {
     let pair = toys().pair;
-    let all = Protocol { conditions: Condition::ALL.to_vec(), noise: 0.5, ..tiny() };
+    let large_heads = Heads::Layers(vec![1]);
+    let all = Protocol { conditions: Condition::ALL.to_vec(), large_heads, noise: 0.5, ..tiny() };
     let folder = tempfile::tempdir().unwrap();
     let outcome = run(&all, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
-    assert_eq!(outcome.rows.len(), 14);
+    assert_eq!(outcome.rows.len(), 16);
     for row in &outcome.rows {
         let (c, m) = (row.cell.condition, &row.measured);
         // Four texts in one batch of eight; with a copy of each eight texts in one batch.
@@ -410,6 +413,94 @@ fn a_pair_of_models_runs_every_condition() {
     assert_eq!(run(&all, folder.path(), &mut again).unwrap(), outcome);
     let mut nothing = PairRunner::new(pair).texts(Corpus::default(), Corpus::default(), Vec::new());
     assert!(run(&all, folder.path(), &mut nothing).unwrap_err().to_string().contains("have no questions"));
+}
+
+/// Each guide is a condition of its own: its copies are those that `contrast` and `augment` make under it, and what one guide
+/// found is never taken for another's.
+#[test]
+fn guides_stand_beside_each_other_and_never_mix() {
+    let pair = toys().pair;
+    let guided = Protocol {
+        conditions: vec![
+            Condition::AttentionDifference,
+            Condition::ProbeDifference,
+            Condition::HeadsDifference,
+        ],
+        guide_probe: vec!["company".into(), "city".into()],
+        large_heads: Heads::Layers(vec![1]),
+        small_heads: Heads::Heads(vec![(0, 1)]),
+        ..tiny()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(&guided, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
+    let people = Biographies::new(4).seed(guided.people_seed).split("test").generate().unwrap();
+    let probe = Guide::Probe(guided.guide_probe.clone());
+    let heads = Contrasting::new().heads(guided.large_heads.clone(), guided.small_heads.clone());
+    for (condition, options) in [
+        (Condition::AttentionDifference, Contrasting::new()),
+        (Condition::ProbeDifference, Contrasting::new().guide(probe)),
+        (Condition::HeadsDifference, heads),
+    ] {
+        let contrast = pair.contrast_with(&people, &options).unwrap();
+        let taught = Augment::by_contrast(&contrast).copies(1).seed(1).apply(&people).unwrap();
+        let finetune =
+            cluescope::train::Finetune::lora(2).learning_rate(1e-3).epochs(1).batch_size(8).seed(1);
+        let by_hand = pair.small.finetune(&taught, finetune).unwrap();
+        let row = outcome.rows.iter().find(|row| row.cell.condition == condition).unwrap();
+        let losses: Vec<f64> = row.measured.loss.iter().map(|point| point.loss).collect();
+        assert_eq!(losses, by_hand.steps.iter().map(|step| step.loss).collect::<Vec<_>>(), "{condition}");
+        // Also the page shows where this guide looks.
+        let mut runner = PairRunner::new(pair.clone());
+        run(&guided, folder.path(), &mut runner).unwrap();
+        assert_eq!(runner.contrast(&row.cell).unwrap().texts, contrast.texts, "{condition}");
+    }
+    let losses: BTreeSet<u64> = outcome.rows.iter().map(|row| row.measured.loss[0].loss.to_bits()).collect();
+    assert_eq!(losses.len(), 3, "three guides, three sets of copies");
+
+    // A file of before there were guides is the paper's cell still: nothing of a guide is in its name.
+    let names = |c: Condition| {
+        let row = outcome.rows.iter().find(|row| row.cell.condition == c).unwrap();
+        let json = serde_json::to_value(&row.cell).unwrap();
+        ["guide_probe", "heads"].map(|name| json.get(name).is_some())
+    };
+    assert_eq!(names(Condition::AttentionDifference), [false, false]);
+    assert_eq!(names(Condition::ProbeDifference), [true, false]);
+    assert_eq!(names(Condition::HeadsDifference), [false, true]);
+    let text = serde_json::to_string(&tiny()).unwrap();
+    assert!(!text.contains("guide_probe") && !text.contains("heads"), "{text}");
+    assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), tiny());
+
+    // The order in which facts are named is nothing new; other facts and other heads are.
+    assert_eq!(files(folder.path()).len(), 3);
+    let turned = Protocol { guide_probe: vec!["city".into(), "company".into()], ..guided.clone() };
+    assert_eq!(run(&turned, folder.path(), &mut PairRunner::new(pair.clone())).unwrap().rows, outcome.rows);
+    let others = Protocol { guide_probe: Vec::new(), small_heads: Heads::All, ..guided.clone() };
+    let other = run(&others, folder.path(), &mut PairRunner::new(pair.clone())).unwrap();
+    assert_eq!((other.rows[0] == outcome.rows[0], files(folder.path()).len()), (true, 5));
+    let loss = |row: &cluescope::experiment::Row| row.measured.loss[0].loss;
+    assert!(loss(&other.rows[1]) != loss(&outcome.rows[1]) && loss(&other.rows[2]) != loss(&outcome.rows[2]));
+
+    // The page names the guides and sets each difference beside every other condition.
+    let summary = outcome.summary(&Bootstrap { resamples: 100, ..Bootstrap::default() }).unwrap();
+    let html = cluescope::report::experiment_page(&outcome, &summary).unwrap().html();
+    let line = "guides      probes of company, city; layers 1 of the large, heads 0.1 of the small model";
+    assert!(html.contains(line) && html.contains("&quot;guide_probe&quot;"), "{html}");
+    for method in ["attention difference", "difference at probes", "difference in chosen heads"] {
+        assert!(html.contains(&format!("“{method}” minus each other condition")), "{method}");
+    }
+
+    // What cannot be followed is refused before a model is loaded, or before anything is trained.
+    let mut unmarked = people;
+    unmarked.documents[2].spans.retain(|span| span.field == "date");
+    let mut runner = PairRunner::loading(|| panic!("the models were loaded"));
+    runner = runner.texts(unmarked, Corpus::default(), Vec::new());
+    let message = run(&guided, folder.path(), &mut runner).unwrap_err().to_string();
+    assert!(message.starts_with("guide = probe company,city: text "), "{message}");
+    let none = Protocol { small_heads: Heads::Heads(vec![(0, 7)]), ..guided };
+    let folder = tempfile::tempdir().unwrap();
+    let message = run(&none, folder.path(), &mut PairRunner::new(pair)).unwrap_err().to_string();
+    assert!(message.starts_with("small: heads = heads 0.7: at least one, layers 0 to 0"), "{message}");
+    assert!(files(folder.path()).is_empty());
 }
 
 #[test]
