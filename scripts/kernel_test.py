@@ -3,7 +3,7 @@
     cargo run --release -- kernel install
     python scripts/kernel_test.py
 
-Two of its tests are skipped: pagers, which this kernel has not, and inspection, for which no sample is given.
+One of its tests is skipped: pagers, which this kernel has not.
 Needs jupyter_kernel_test.
 """
 
@@ -22,6 +22,7 @@ class Rust(jupyter_kernel_test.KernelTests):
     complete_code_samples = ["1 + 1", "fn f() {}"]
     incomplete_code_samples = ["fn f() {", "let x ="]
     invalid_code_samples = [")"]
+    code_inspect_sample = "let counter = 5u32; counter"
     code_generate_error = 'panic!("on purpose")'
     code_execute_result = [{"code": "6 * 7", "result": "42"}]
     code_display_data = [
@@ -30,6 +31,11 @@ class Rust(jupyter_kernel_test.KernelTests):
     code_history_pattern = "6?*"
     supported_history_operations = ("tail", "range", "search")
     code_clear_output = "cluescope::kernel::child::clear_output(false);"
+
+
+class Welcome(jupyter_kernel_test.IopubWelcomeTests):
+    kernel_name = "cluescope"
+    support_iopub_welcome = True
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
+use super::outlets::Outlets;
 use super::output::{self, Captured, Item};
 use super::prelude::Prelude;
-use super::server::Outlets;
 use super::session::{CellError, Session, Sink};
 use super::stream::{Event, Stream};
 use super::workplace::Workplace;

@@ -15,6 +15,8 @@
 //! | `analysis` | completions that know the library |
 //! | `output` | from a cell's events to Jupyter's messages |
 //! | `server` | the five sockets |
+//! | `shell` | answers requests in order |
+//! | `outlets` | what the server's parts share |
 //! | `public` | the channel to all who listen |
 //! | `engine` | the thread that owns a session |
 //! | `history` | earlier cells |
@@ -49,6 +51,7 @@ mod host {
     mod interface;
     mod kernelspec;
     mod lab;
+    mod outlets;
     mod output;
     mod prelude;
     mod program;
@@ -56,6 +59,7 @@ mod host {
     mod requests;
     mod server;
     mod session;
+    mod shell;
     mod stream;
     mod syntax;
     mod toolchain;

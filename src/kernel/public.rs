@@ -7,22 +7,52 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use jupyter_protocol::{JupyterMessage, JupyterMessageContent, Media, MediaType};
+use jupyter_protocol::{IoPubWelcome, JupyterMessage, JupyterMessageContent, Media, MediaType};
 use jupyter_zmq_client as zmq;
-use zeromq::{PubSocket, SocketSend, ZmqMessage, ZmqResult};
+use tokio::sync::mpsc;
+use zeromq::{PubSocket, Socket, SocketEvent, SocketSend, ZmqMessage, ZmqResult};
 
 /// Bytes that may wait for listeners; beyond, displays are replaced by a note.
 const WAITING: usize = 64 << 20;
+/// From a listener's connection to its welcome. Its subscription follows the connection at once; a socket that tells of
+/// subscriptions would wait for whoever does not read.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// Sends what the channel is given, and welcomes listeners: who hears the welcome knows that nothing later will be missed.
+pub(super) fn open(mut connection: zmq::KernelIoPubConnection) -> mpsc::Sender<JupyterMessage> {
+    let (send, mut receive) = mpsc::channel::<JupyterMessage>(64);
+    let mut events = connection.socket.monitor();
+    let welcomes = send.clone();
+    tokio::spawn(async move {
+        while let Ok(event) = events.recv().await {
+            if matches!(event, SocketEvent::Accepted(..)) {
+                tokio::time::sleep(SETTLED).await;
+                let welcome = IoPubWelcome::new(String::new());
+                let _ = welcomes.send(JupyterMessage::new(welcome, None)).await;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        let mut public = Public::new(connection);
+        while let Some(message) = receive.recv().await {
+            // A listener that went away is no reason to stop.
+            let _ = public.send(message).await;
+        }
+    });
+    send
+}
 
 /// The public channel.
-pub(super) struct Public {
+struct Public {
     connection: zmq::Connection<Counting>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Public {
-    pub(super) fn new(connection: zmq::KernelIoPubConnection) -> Self {
+    fn new(connection: zmq::KernelIoPubConnection) -> Self {
         let waiting = Arc::new(AtomicUsize::new(0));
         let socket = Counting { socket: connection.socket, waiting: waiting.clone() };
         let (mac, session_id) = (connection.mac, connection.session_id);
@@ -30,7 +60,7 @@ impl Public {
     }
 
     /// Sends `message`, or a note in the place of its picture when listeners are too far behind.
-    pub(super) async fn send(&mut self, mut message: JupyterMessage) -> zmq::Result<()> {
+    async fn send(&mut self, mut message: JupyterMessage) -> zmq::Result<()> {
         if self.waiting.load(Ordering::Relaxed) > WAITING {
             spare(&mut message.content);
         }

@@ -6,8 +6,10 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, Metadata};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
@@ -92,7 +94,7 @@ impl Hub {
             Some(file) => vec![download.listed(file, &names)?.to_owned()],
             None => download.weights(&names)?,
         };
-        weights.iter().try_fold(0, |sum, name| Ok(sum + download.size(name)?))
+        weights.iter().try_fold(0, |sum, name| Ok(sum + download.metadata(name)?.size() as u64))
     }
 
     fn cached(&self, id: &Id) -> CacheRepo {
@@ -111,7 +113,8 @@ impl Hub {
             ));
         }
         let api = self.api(source)?;
-        let info = api.repo(id.at(&id.revision)).info().map_err(|e| self.explain(source, id, e))?;
+        let asked = api.repo(id.at(&id.revision));
+        let info = call("", move |_| asked.info())?.map_err(|e| self.explain(source, id, e))?;
         // The commit's name becomes a folder; only a hash is one.
         if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_hexdigit()) {
             return Err(Error::model(source, format!("{} answered without a commit", self.endpoint)));
@@ -347,10 +350,11 @@ impl Download<'_> {
         }
     }
 
-    fn size(&self, name: &str) -> Result<u64> {
-        let url = self.api.repo(self.repo.clone()).url(name);
-        let metadata = self.api.metadata(&url).map_err(|e| self.hub.explain(self.source, self.id, e))?;
-        Ok(metadata.size() as u64)
+    /// What the hub says of a file without sending it.
+    fn metadata(&self, name: &str) -> Result<Metadata> {
+        let (asked, url) = (self.api.clone(), self.api.repo(self.repo.clone()).url(name));
+        let told = call("", move |_| asked.metadata(&url))?;
+        told.map_err(|e| self.hub.explain(self.source, self.id, e))
     }
 
     /// One file, checked; a damaged one is fetched once more from the start.
@@ -361,9 +365,7 @@ impl Download<'_> {
         if here.exists() {
             return Ok(here);
         }
-        let api = self.api.repo(self.repo.clone());
-        let explain = |e| self.hub.explain(self.source, self.id, e);
-        let metadata = self.api.metadata(&api.url(name)).map_err(explain)?;
+        let metadata = self.metadata(name)?;
         let blob = cached.blob_path(metadata.etag());
         let part = blob.with_extension("part");
         for attempt in 0..2 {
@@ -371,7 +373,7 @@ impl Download<'_> {
             if part.metadata().is_ok_and(|m| m.len() >= metadata.size() as u64) {
                 remove(&part)?;
             }
-            let path = self.run(&api, name)?;
+            let path = self.run(name, &blob.with_extension("lock"))?;
             match damage(&path, metadata.size() as u64, metadata.etag())? {
                 None => return Ok(path),
                 Some(what) => {
@@ -389,42 +391,65 @@ impl Download<'_> {
         Err(Error::model(self.source, format!("{name} could not be downloaded")))
     }
 
-    fn run(&self, api: &ApiRepo, name: &str) -> Result<PathBuf> {
-        let bar = Bar { label: format!("{} {name}", self.id.repo), progress: None };
-        // hf-hub asks nothing of its observer, so an interrupt leaves as an unwinding that runs no
-        // panic hook; the file's lock is released on the way and the part stays to be continued.
-        let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| api.download_with_progress(name, bar)));
-        match outcome {
+    fn run(&self, name: &str, lock: &Path) -> Result<PathBuf> {
+        let (api, file) = (self.api.repo(self.repo.clone()), name.to_owned());
+        let label = format!("{} {name}", self.id.repo);
+        match call(&label, move |arrivals| api.download_with_progress(&file, arrivals)) {
             Ok(result) => result.map_err(|e| self.hub.explain(self.source, self.id, e)),
-            Err(payload) if payload.is::<Interrupt>() => Err(Error::Interrupted),
-            Err(payload) => std::panic::resume_unwind(payload),
+            Err(error) => {
+                // The thread left behind holds the file's lock for as long as the server says nothing; it writes no more.
+                let _ = std::fs::remove_file(lock);
+                Err(error)
+            }
         }
     }
 }
 
-struct Interrupt;
-
-/// hf-hub's progress in ours.
-struct Bar {
-    label: String,
-    progress: Option<Progress>,
+/// What `work` answers, called on a thread of its own: a server that says nothing must not keep an interrupt waiting. The
+/// thread then ends with the next byte that arrives or with its connection. A bar called `label` shows what arrives.
+fn call<T: Send + 'static>(
+    label: &str,
+    work: impl FnOnce(Arrivals) -> std::result::Result<T, ApiError> + Send + 'static,
+) -> Result<std::result::Result<T, ApiError>> {
+    let (arrivals, arriving) = channel();
+    let thread = std::thread::spawn(move || work(Arrivals(arrivals)));
+    let mut progress = None;
+    loop {
+        match arriving.recv_timeout(Duration::from_millis(100)) {
+            Ok(Arrival::Size(size)) => progress = Some(Progress::start(label, size, "bytes")),
+            Ok(Arrival::Bytes(bytes)) => progress.iter().try_for_each(|bar| bar.advance(bytes))?,
+            Err(RecvTimeoutError::Timeout) => check_interrupt()?,
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    thread.join().or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-impl hf_hub::api::Progress for Bar {
+enum Arrival {
+    Size(u64),
+    Bytes(u64),
+}
+
+struct Left;
+
+/// hf-hub's progress, told to the thread that waits.
+struct Arrivals(Sender<Arrival>);
+
+impl hf_hub::api::Progress for Arrivals {
     fn init(&mut self, size: usize, _filename: &str) {
-        self.progress = Some(Progress::start(self.label.clone(), size as u64, "bytes"));
+        // When nobody waits any more, `update` leaves.
+        let _ = self.0.send(Arrival::Size(size as u64));
     }
 
     fn update(&mut self, size: usize) {
-        if self.progress.as_ref().is_some_and(|progress| progress.advance(size as u64).is_err()) {
-            std::panic::resume_unwind(Box::new(Interrupt));
+        if self.0.send(Arrival::Bytes(size as u64)).is_err() {
+            // hf-hub asks nothing of its observer, so this leaves as an unwinding that runs no panic hook; the file's lock
+            // is released on the way and the part stays to be continued.
+            std::panic::resume_unwind(Box::new(Left));
         }
     }
 
-    fn finish(&mut self) {
-        self.progress = None;
-    }
+    fn finish(&mut self) {}
 }
 
 fn remove(path: &Path) -> Result<()> {

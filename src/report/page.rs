@@ -199,5 +199,5 @@ dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.1rem 1rem;m
 dt{font-weight:600}
 dd{margin:0;overflow-wrap:anywhere}
 @media (max-width:36rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
-@media print{:root{--text:#000;--soft:#333;--ground:#fff;--raised:#fff;--line:#888}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}figure svg{min-width:0}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}}
+@media print{:root{--text:#000;--soft:#333;--ground:#fff;--raised:#fff;--line:#888}body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}figure svg{min-width:0}figure,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible!important}}
 ";

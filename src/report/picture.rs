@@ -44,17 +44,19 @@ need a notebook that was run or is trusted.</p>\n";
 
 /// Notes beside the pointer and the keyboard's token. A note without this script is the browser's own
 /// tooltip. Every picture on a page is set up once, and a token when its note is first shown: a text may have 100,000.
+/// JupyterLab moves its cells, and what is fixed moves with them: a note is put where it belongs by how far it landed off.
 pub(super) const SCRIPT: &str = r#"
 (()=>{for(const root of document.querySelectorAll('.cs:not([data-ready])')){root.dataset.ready='1';
 const tip=document.createElement('div');tip.className='tip';tip.hidden=true;root.append(tip);
 let on=null;
+const put=(x,y)=>{tip.style.left=x+'px';tip.style.top=y+'px'};
 const hide=()=>{tip.hidden=true;if(on){on.classList.remove('on');on.removeAttribute('aria-selected');on=null}};
 let count=0;
 const prepare=t=>{if(t.title){t.dataset.note=t.title;t.setAttribute('aria-label',t.title);t.removeAttribute('title')}t.id=t.id||'cs'+Math.random().toString(36).slice(2)+count++};
 const show=t=>{hide();prepare(t);on=t;t.classList.add('on');t.setAttribute('aria-selected','true');tip.textContent=t.dataset.note;tip.hidden=false;
 const r=t.getClientRects()[0]||t.getBoundingClientRect(),b=tip.getBoundingClientRect();
-let y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
-tip.style.left=Math.max(4,Math.min(r.left,innerWidth-b.width-8))+'px';tip.style.top=y+'px'};
+let x=Math.max(4,Math.min(r.left,innerWidth-b.width-8)),y=r.bottom+6;if(y+b.height>innerHeight)y=Math.max(0,r.top-b.height-6);
+put(x,y);const at=tip.getBoundingClientRect();put(2*x-at.left,2*y-at.top)};
 for(const box of root.querySelectorAll('.tx')){
 let list=null;const tokens=()=>list||(list=[...box.querySelectorAll('.t')]);
 const go=t=>{if(!t)return;t.scrollIntoView({block:'nearest'});show(t);box.setAttribute('aria-activedescendant',t.id)};
@@ -67,7 +69,7 @@ if(e.key==='ArrowRight')to=all[Math.min(all.length-1,at+1)];else if(e.key==='Arr
 else if(e.key==='ArrowDown')to=byRank(1);else if(e.key==='ArrowUp')to=byRank(-1);
 else if(e.key==='Home')to=all[0];else if(e.key==='End')to=all[all.length-1];else if(e.key==='Escape')return hide();else return;
 e.preventDefault();go(to)})}
-addEventListener('scroll',()=>{if(on&&!root.contains(document.activeElement))hide()},{passive:true})}})();
+addEventListener('scroll',()=>{if(on&&!root.contains(document.activeElement))hide()},{capture:true,passive:true})}})();
 "#;
 
 /// The scale from blue over nothing at 0 to orange.

@@ -142,7 +142,7 @@ impl Table {
         let class = |c: usize| if numeric[c] { " class=\"n\"" } else { "" };
         let name = if self.caption.is_empty() { "Table" } else { &self.caption };
         let mut out = format!(
-            "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>",
+            "<div class=\"scroll\" style=\"overflow-x:auto\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>",
             escape(name)
         );
         if !self.caption.is_empty() {

@@ -14,10 +14,12 @@ use crate::families::fixture;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const REPO: &str = "someone/tiny-model";
+/// The small model of the pair `smollm2`; here as tiny as the other.
+const KNOWN: &str = "HuggingFaceTB/SmolLM2-135M";
 
 /// What the server holds and what it does wrong.
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     files: BTreeMap<String, Vec<u8>>,
     /// Access token asked for.
     token: Option<String>,
@@ -25,14 +27,18 @@ struct State {
     cut: Option<(String, usize)>,
     /// File, and how many of its next answers have a wrong byte.
     spoil: Option<(String, usize)>,
+    /// File that comes in drops, a tenth of a second each.
+    pub(crate) slow: Option<String>,
+    /// File of which half comes and then nothing more, though the connection stays.
+    pub(crate) stalled: Option<String>,
     /// Answers a range with the whole file.
     ignore_ranges: bool,
     /// Requests, one line each.
     seen: Vec<String>,
 }
 
-struct Server {
-    address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     state: Arc<Mutex<State>>,
 }
 
@@ -52,7 +58,7 @@ impl Server {
     }
 
     /// A server of a fixture's files.
-    fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         Self::start(State { files: files(&fixture(name)), ..State::default() })
     }
 
@@ -64,7 +70,7 @@ impl Server {
         self.state.lock().unwrap().seen.len()
     }
 
-    fn set(&self, change: impl FnOnce(&mut State)) {
+    pub(crate) fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap());
     }
 }
@@ -110,13 +116,16 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     if state.token.is_some() && token != state.token {
         return send("401 Unauthorized", "", 0, b"");
     }
-    if path.starts_with(&format!("/api/models/{REPO}/revision/")) {
+    if path.starts_with(&format!("/api/models/{REPO}/revision/"))
+        || path.starts_with(&format!("/api/models/{KNOWN}/revision/"))
+    {
         let list: Vec<String> =
             state.files.keys().map(|name| format!("{{\"rfilename\":{name:?}}}")).collect();
         let body = format!("{{\"siblings\":[{}],\"sha\":\"{COMMIT}\"}}", list.join(","));
         return send("200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
-    let name = path.strip_prefix(&format!("/{REPO}/resolve/{COMMIT}/")).unwrap_or_default().to_owned();
+    let name = [REPO, KNOWN].iter().find_map(|repo| path.strip_prefix(&format!("/{repo}/resolve/{COMMIT}/")));
+    let name = name.unwrap_or_default().to_owned();
     let Some(mut bytes) = state.files.get(&name).cloned() else {
         return send("404 Not Found", "", 0, b"");
     };
@@ -151,7 +160,23 @@ fn answer(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         *left -= 1;
         return send("206 Partial Content", &headers, body.len(), &body[..body.len() / 2]);
     }
-    send("206 Partial Content", &headers, body.len(), body)
+    let stalled = data && state.stalled.as_ref() == Some(&name);
+    if !stalled && !(data && state.slow.as_ref() == Some(&name)) {
+        return send("206 Partial Content", &headers, body.len(), body);
+    }
+    drop(state);
+    let mut drops = body.chunks(body.len().div_ceil(1000).max(1));
+    send("206 Partial Content", &headers, body.len(), drops.next().unwrap_or_default())?;
+    if stalled {
+        out.write_all(&drops.take(500).collect::<Vec<_>>().concat())?;
+        loop {
+            std::thread::park();
+        }
+    }
+    drops.try_for_each(|part| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        out.write_all(part)
+    })
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl Outcome {
 
 impl Client {
     pub(super) async fn start() -> Client {
+        Self::start_with(&[]).await
+    }
+
+    /// With these variables in its environment.
+    pub(super) async fn start_with(variables: &[(&str, &str)]) -> Client {
         let folder = tempfile::tempdir().unwrap();
         let (ports, listeners) = zmq::peek_ports_with_listeners([127, 0, 0, 1].into(), 5).await.unwrap();
         let info = ConnectionInfo {
@@ -78,6 +83,7 @@ impl Client {
             .arg(&file)
             // As Jupyter does: the kernel leaves when its parent is gone.
             .env("JPY_PARENT_PID", std::process::id().to_string())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::client::{Client, Outcome, wait};
+use crate::hub::Server;
 
 /// A model that takes seconds for anything, and people to ask it about.
 const MODEL: &str = r#"
@@ -158,6 +159,40 @@ fn library_work_stops_and_everything_stays() {
         }
         let kept = kernel.run("(kept, people.documents.len(), model.name().len(), quick.name().len())").await;
         assert_eq!(kept.good().result(), "(7, 200, 4, 5)");
+        kernel.stop().await;
+    });
+}
+
+/// A hub that is slow, and one that says nothing more.
+#[test]
+fn a_download_stops_and_goes_on_later() {
+    wait(async {
+        let server = Server::of("smollm2");
+        let weights = || Some("model.safetensors".to_owned());
+        server.set(|hub| hub.slow = weights());
+        let cache = tempfile::tempdir().unwrap();
+        let mut kernel = Client::start_with(&[
+            ("HF_ENDPOINT", server.address.as_str()),
+            ("HF_HUB_CACHE", cache.path().to_str().unwrap()),
+            ("HF_HUB_OFFLINE", "0"),
+        ])
+        .await;
+        kernel.run("use cluescope::prelude::*;\nlet kept = vec![1, 2, 3];").await.good();
+        let load = "let pair = ModelPair::load(\"smollm2\")?;";
+        for stalled in [false, true] {
+            server.set(|hub| {
+                (hub.slow, hub.stalled) = if stalled { (None, weights()) } else { (weights(), None) }
+            });
+            let seconds = kernel.interrupted_after(load, Duration::from_secs(1)).await;
+            // A second, and what a busy machine adds.
+            assert!(seconds < 3.0, "stopped after {seconds} s (stalled: {stalled})");
+            assert_eq!(kernel.run("kept.len()").await.good().result(), "3");
+        }
+        server.set(|hub| hub.stalled = None);
+        // In spite of the connection that still hangs.
+        let model =
+            kernel.run("let small = Model::load(\"HuggingFaceTB/SmolLM2-135M\")?;\nsmall.name()").await;
+        assert_eq!(model.good().result(), "\"HuggingFaceTB/SmolLM2-135M\"");
         kernel.stop().await;
     });
 }

@@ -2,6 +2,7 @@
 //! builds the prebuilt library, a minute or so.
 
 mod client;
+mod conformance;
 mod headless;
 mod hostile;
 mod library;
