@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let expected = "a file whose name ends in .jsonl, what a contrast is written as";
         return Err(cluescope::Error::option("--out", args.out.display(), expected).into());
     }
-    args.device.choose()?;
+    let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
     if args.heads_html.is_some() && !known(&args.fact) {
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.figures {
         make_ready(folder, 0)?;
     }
-    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
+    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?.devices(&devices))?;
     if let Some(path) = &args.heads_html {
         heads_page(&contrast, &args.fact)?.write(path)?;
         println!("{}", path.display());
