@@ -1,6 +1,7 @@
 //! People, where the models look in their texts, and what a condition makes of the texts.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cell::Cell;
 use super::condition::{Condition, Student};
@@ -15,8 +16,15 @@ use crate::error::Result;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
     pub(super) corpus: Corpus,
+    /// Shared by clones, which have the same models: whoever needs it first measures it, and the others wait.
+    measured: Arc<Mutex<Attention>>,
+}
+
+/// Where the models look in the texts of a group.
+#[derive(Debug, Default)]
+struct Attention {
     /// By the student on whose tokens it is laid, and whether attention is computed as in the released script.
-    contrasts: BTreeMap<(Student, bool), Contrast>,
+    contrasts: BTreeMap<(Student, bool), Arc<Contrast>>,
     /// The third model's own attention, by the same switch.
     third: BTreeMap<bool, Vec<GuideText>>,
 }
@@ -35,43 +43,44 @@ impl Group {
 
     /// The pair's attention on the tokens of `student`.
     pub(super) fn contrast(
-        &mut self,
+        &self,
         models: &Models,
         student: Student,
         released: bool,
-    ) -> Result<&Contrast> {
+    ) -> Result<Arc<Contrast>> {
         let tokens = models.student(student)?.tokenizer();
         let foreign = tokens.hash() != models.pair.small.tokenizer().hash();
         let key = (if foreign { student } else { Student::Small }, released);
-        let measured = match self.contrasts.remove(&key) {
-            Some(measured) => measured,
-            None => {
-                let mut options = Contrasting::new().aggregation(aggregation(released));
-                if foreign {
-                    options = options.onto(tokens);
-                }
-                models.pair.contrast_with(&self.corpus, &options)?
-            }
-        };
-        Ok(self.contrasts.entry(key).or_insert(measured))
+        let mut attention = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(measured) = attention.contrasts.get(&key) {
+            return Ok(measured.clone());
+        }
+        let mut options = Contrasting::new().aggregation(aggregation(released));
+        if foreign {
+            options = options.onto(tokens);
+        }
+        let measured = Arc::new(models.pair.contrast_with(&self.corpus, &options)?);
+        attention.contrasts.insert(key, measured.clone());
+        Ok(measured)
     }
 
     /// The student's own attention.
-    fn own(&mut self, models: &Models, student: Student, released: bool) -> Result<Vec<GuideText>> {
+    fn own(&self, models: &Models, student: Student, released: bool) -> Result<Vec<GuideText>> {
         if student != Student::Third {
-            return Ok(side(self.contrast(models, student, released)?, student));
+            return Ok(side(&self.contrast(models, student, released)?, student));
         }
-        if let Some(measured) = self.third.get(&released) {
+        let mut attention = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(measured) = attention.third.get(&released) {
             return Ok(measured.clone());
         }
         let options = Attend::new().aggregation(aggregation(released));
         let measured = models.student(student)?.attend(&self.corpus.documents, &options)?.guide();
-        self.third.insert(released, measured.clone());
+        attention.third.insert(released, measured.clone());
         Ok(measured)
     }
 
     /// The texts of `cell`; `None` when nothing is trained.
-    pub(super) fn taught(&mut self, cell: &Cell, models: &Models) -> Result<Option<Taught>> {
+    pub(super) fn taught(&self, cell: &Cell, models: &Models) -> Result<Option<Taught>> {
         let (student, released) = (cell.student, cell.condition.released());
         let augment = match cell.condition {
             Condition::Untrained => return Ok(None),
@@ -83,7 +92,7 @@ impl Group {
                 Augment::by_guide(self.own(models, student, released)?)
             }
             Condition::LargeAttention => {
-                Augment::by_guide(side(self.contrast(models, student, false)?, Student::Large))
+                Augment::by_guide(side(&self.contrast(models, student, false)?, Student::Large))
             }
             Condition::AttentionDifference | Condition::ReleasedDifference => {
                 Augment::by_guide(self.contrast(models, student, released)?.guide())

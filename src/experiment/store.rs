@@ -1,5 +1,6 @@
 //! Finished cells on disk, one file each, named by the hash of their configuration.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::files::{Locked, clear_leftovers, make_ready, read_text, write_text};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
+use crate::spread::spread;
 
 /// Room that must be there when a store is opened: a full disk shows before work is lost, not after.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -144,26 +146,75 @@ impl Store {
 ///
 /// # Errors
 /// The first error of `run` or of the store; finished cells stay on disk.
-pub fn run_cells<C: Serialize, R: Serialize + DeserializeOwned>(
+pub fn run_cells<C, R>(
     store: &Store,
     label: &str,
     cells: &[C],
-    mut run: impl FnMut(&C, &Path) -> Result<R>,
-) -> Result<Vec<R>> {
+    run: impl FnMut(&C, &Path) -> Result<R> + Send,
+) -> Result<Vec<R>>
+where
+    C: Serialize + Sync,
+    R: Serialize + DeserializeOwned + Send,
+{
+    spread_cells(store, label, cells, vec![(String::new(), run)], |run, cell, scratch| run(cell, scratch))
+}
+
+/// As [`run_cells`], spread over `devices`: what is not on disk is computed by `run` on whichever is free, in the order of
+/// `cells`.
+pub(super) fn spread_cells<C, R, D>(
+    store: &Store,
+    label: &str,
+    cells: &[C],
+    devices: Vec<(String, D)>,
+    run: impl Fn(&mut D, &C, &Path) -> Result<R> + Sync,
+) -> Result<Vec<R>>
+where
+    C: Serialize + Sync,
+    R: Serialize + DeserializeOwned + Send,
+    D: Send,
+{
     let progress = Progress::start(label, cells.len() as u64, "cells");
     let mut results = Vec::with_capacity(cells.len());
-    for cell in cells {
-        let result = match store.load(cell)? {
-            Some(result) => result,
-            None => {
-                let result = run(cell, &store.scratch(cell)?)?;
-                store.save(cell, result)?
-            }
-        };
-        results.push(result);
-        progress.advance(1)?;
+    let (mut todo, mut seen) = (Vec::new(), BTreeSet::new());
+    for (number, cell) in cells.iter().enumerate() {
+        let found: Option<R> = store.load(cell)?;
+        if found.is_some() {
+            progress.advance(1)?;
+        } else if seen.insert(Store::key(cell)?) {
+            todo.push(number);
+        }
+        results.push(found);
     }
-    Ok(results)
+    let mut todo = todo.into_iter();
+    let work = |device: &mut D, number: usize| {
+        let cell = &cells[number];
+        let result = run(device, cell, &store.scratch(cell)?)?;
+        let kept = store.save(cell, result)?;
+        progress.advance(1)?;
+        Ok((number, kept))
+    };
+    spread(
+        devices,
+        || Ok(todo.next()),
+        work,
+        |(number, result)| {
+            results[number] = Some(result);
+            Ok(())
+        },
+    )?;
+    let mut all = Vec::with_capacity(cells.len());
+    for (cell, result) in cells.iter().zip(results) {
+        all.push(match result {
+            Some(result) => result,
+            // Equal to an earlier one.
+            None => {
+                progress.advance(1)?;
+                let missing = || Error::Stopped("a finished cell is gone from its folder".into());
+                store.load(cell)?.ok_or_else(missing)?
+            }
+        });
+    }
+    Ok(all)
 }
 
 /// Removes the scratch of cells that were kept just before the process was killed.
@@ -229,6 +280,30 @@ mod tests {
             assert_eq!(got.unwrap(), [1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0]);
         }
         assert_eq!(calls, 2);
+        assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cells_spread_over_devices_are_kept_as_they_end_and_come_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = |count: usize| (0..count).map(|n| (format!("card:{n}"), n)).collect::<Vec<_>>();
+        let cells: Vec<u32> = (0..9).chain([3]).collect();
+        let run = |fails: bool| {
+            move |_: &mut usize, cell: &u32, scratch: &Path| {
+                assert!(scratch.is_dir());
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                if fails && *cell == 5 { Err(Error::Stopped("no room".into())) } else { Ok(cell * 10) }
+            }
+        };
+        let store = Store::open(folder.path()).unwrap();
+        let message = spread_cells(&store, "test", &cells, devices(3), run(true)).unwrap_err().to_string();
+        assert!(message.starts_with("card:") && message.ends_with(": no room"), "{message}");
+        let finished = std::fs::read_dir(folder.path().join("cells")).unwrap().count();
+        assert!((1..9).contains(&finished), "{finished}");
+        // The rest on another number of devices.
+        let want: Vec<u32> = cells.iter().map(|cell| cell * 10).collect();
+        assert_eq!(spread_cells(&store, "test", &cells, devices(2), run(false)).unwrap(), want);
+        assert_eq!(std::fs::read_dir(folder.path().join("cells")).unwrap().count(), 9);
         assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
     }
 
