@@ -56,6 +56,14 @@ pub enum Error {
         /// The file that holds the batch, where one was trained on.
         batch: Option<PathBuf>,
     },
+    /// One of several devices that share the work failed; the others were stopped.
+    #[error("{device}: {source}")]
+    Device {
+        /// The device, such as `cuda:1`.
+        device: String,
+        /// What happened on it.
+        source: Box<Error>,
+    },
     /// The user interrupted; finished work is kept.
     #[error("interrupted; what was finished is kept")]
     Interrupted,
@@ -86,6 +94,14 @@ impl Error {
     /// An [`Error::Option`].
     pub fn option(name: &'static str, value: impl ToString, expected: impl ToString) -> Error {
         Error::Option { name, value: value.to_string(), expected: expected.to_string() }
+    }
+
+    /// This error as one of `device`; an interrupt is nobody's.
+    pub(crate) fn on(self, device: &str) -> Error {
+        match self {
+            Error::Interrupted => Error::Interrupted,
+            error => Error::Device { device: device.into(), source: Box::new(error) },
+        }
     }
 
     /// An [`Error::Model`].

@@ -51,6 +51,7 @@ pub mod progress;
 pub mod provenance;
 pub mod random;
 pub mod report;
+mod spread;
 pub mod tokens;
 pub mod train;
 
@@ -65,7 +66,7 @@ pub mod prelude {
     pub use crate::error::{Error, Result};
     pub use crate::evaluate::{Quiz, QuizResult};
     pub use crate::experiment::{Condition, Outcome, PairRunner, Protocol};
-    pub use crate::model::{DecoderConfig, Device, Model};
+    pub use crate::model::{DecoderConfig, Device, Devices, Model};
     pub use crate::report::{
         HeadsPicture, HeatMap, LineChart, Page, PlanPicture, ProbeFigure, QuizFigure, Section, Table,
         TextPicture, experiment_page,

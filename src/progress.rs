@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::memory::{self, readable};
+use crate::spread;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -24,9 +25,10 @@ pub fn clear_interrupt() {
 /// Called inside every long loop, at least a few times a second.
 ///
 /// # Errors
-/// [`Error::Interrupted`] when the user asked to stop.
+/// [`Error::Interrupted`] when the user asked to stop, or another of the devices that share the work failed.
 pub fn check_interrupt() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    let asked = INTERRUPTED.load(Ordering::Relaxed) || spread::is_stopped();
+    if asked { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// One observation of a running task.
@@ -227,7 +229,8 @@ impl std::fmt::Debug for Progress {
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Progress {
-    /// Begins a task of `total` units (0: unknown).
+    /// Begins a task of `total` units (0: unknown). Where several devices share the work, the label of what one of them does begins
+    /// with its name.
     pub fn start(label: impl Into<String>, total: u64, unit: &'static str) -> Self {
         Self::resume(label, total, unit, 0)
     }
@@ -243,9 +246,10 @@ impl Progress {
 
     fn shown_by(sink: Arc<dyn Sink>, label: impl Into<String>, total: u64, unit: &'static str) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let label = label.into();
         Progress {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            label: label.into(),
+            label: spread::device().map_or(label.clone(), |device| format!("{device} {label}")),
             total,
             unit,
             start: Instant::now(),

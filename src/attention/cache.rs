@@ -21,6 +21,8 @@ pub(super) const VERSION: &str = "attention 1";
 #[derive(Debug)]
 pub(super) struct Store {
     folder: Option<PathBuf>,
+    /// Until an entry could not be written.
+    writable: bool,
     added: bool,
 }
 
@@ -31,7 +33,7 @@ impl Store {
             Cache::Folder(folder) => Some(folder.clone()),
             Cache::Off => None,
         };
-        Store { folder: folder.map(|f| f.join("attention")), added: false }
+        Store { folder: folder.map(|f| f.join("attention")), writable: true, added: false }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -57,14 +59,15 @@ impl Store {
     }
 
     pub(super) fn put(&mut self, key: &str, text: &AttendedText) {
-        let Some(path) = self.path(key) else { return };
+        let Some(path) = self.path(key).filter(|_| self.writable) else { return };
         let written = write_atomic(&path, |out| {
             serde_json::to_writer(out, text).map_err(|e| Error::io(&path)(e.into()))
         });
         match written {
             Ok(()) => self.added = true,
-            // A full or read-only disk: go on without.
-            Err(_) => self.folder = None,
+            // A full or read-only disk: go on without. What is there is still found, so that batches are the same whoever comes
+            // first.
+            Err(_) => self.writable = false,
         }
     }
 }

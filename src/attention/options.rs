@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::model::Detail;
+use crate::model::{Detail, Devices};
 
 /// How received attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -135,6 +135,7 @@ pub enum Cache {
 /// | `batch_tokens` | 2048 | tokens of a batch; memory grows with it |
 /// | `stream_tokens` | 32768 | tokens that share one reading of a [`Streamed`](crate::model::Streamed) model; memory grows with it |
 /// | `cache` | the user's | where finished texts are remembered |
+/// | `devices` | the model's | devices the texts are spread over |
 ///
 /// ```
 /// use cluescope::attention::{Attend, Heads, Per};
@@ -152,6 +153,7 @@ pub struct Attend {
     pub(crate) batch_tokens: usize,
     pub(crate) stream_tokens: usize,
     pub(crate) cache: Cache,
+    pub(crate) devices: Option<Devices>,
     pub(crate) command: String,
 }
 
@@ -192,6 +194,7 @@ impl Default for Attend {
             batch_tokens: 2048,
             stream_tokens: 32_768,
             cache: Cache::User,
+            devices: None,
             command: "Model::attend".into(),
         }
     }
@@ -284,6 +287,13 @@ impl Attend {
     /// Where finished texts are remembered.
     pub fn cache(mut self, cache: Cache) -> Self {
         self.cache = cache;
+        self
+    }
+
+    /// Spreads the texts over `devices`, each with a copy of the model as long as it lasts. Batches are cut the same way however
+    /// many there are.
+    pub fn devices(mut self, devices: &Devices) -> Self {
+        self.devices = Some(devices.clone());
         self
     }
 

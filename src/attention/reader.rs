@@ -10,13 +10,13 @@ use crate::tokens::Tokenizer;
 const GROUP_TEXTS: usize = 64;
 
 /// A source of attention.
-pub(super) trait Reader {
+pub(super) trait Reader: Sync {
     fn name(&self) -> &str;
     fn hash(&self) -> &str;
     /// Whether the hash stands for these very weights.
     fn is_settled(&self) -> bool;
-    /// What computes, and in which type: numbers of one device are not those of another.
-    fn arithmetic(&self) -> String;
+    /// What computes.
+    fn device(&self) -> Device;
     fn config(&self) -> &DecoderConfig;
     fn tokenizer(&self) -> &Tokenizer;
     /// The most texts and tokens that are taken together before their numbers are handed on.
@@ -41,8 +41,8 @@ impl Reader for Model {
         Model::is_settled(self)
     }
 
-    fn arithmetic(&self) -> String {
-        self.device().arithmetic()
+    fn device(&self) -> Device {
+        Model::device(self).clone()
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -88,8 +88,8 @@ impl Reader for Streamed {
         true
     }
 
-    fn arithmetic(&self) -> String {
-        Device::cpu().arithmetic()
+    fn device(&self) -> Device {
+        Device::cpu()
     }
 
     fn config(&self) -> &DecoderConfig {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::cache::{self, Store};
 use super::gather::{Shape, gather};
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::model::{Batch, Capture, CapturedText, Device, Model};
 use crate::progress::{Progress, check_interrupt};
 use crate::provenance::{Provenance, content_hash};
+use crate::spread::spread;
 
 impl Model {
     /// Received attention and probe rows of every document.
@@ -26,7 +28,8 @@ impl Model {
     /// [`Error::Option`] for options outside their range and a probe's field that no document marks,
     /// [`Error::Interrupted`], and what the tokenizer and the model report.
     pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
-        attend(self, documents, options)
+        let copies = self.copies(options)?;
+        attend(&readers(&copies), documents, options)
     }
 
     /// As [`Model::attend`], written to `path` (`.jsonl` or `.parquet`) without keeping all texts in memory.
@@ -44,18 +47,32 @@ impl Model {
         options: &Attend,
         path: impl AsRef<Path>,
     ) -> Result<()> {
-        attend_to_file(self, documents, options, path.as_ref())
+        let copies = self.copies(options)?;
+        attend_to_file(&readers(&copies), documents, options, path.as_ref())
+    }
+
+    /// This model on each of the devices that the texts are spread over.
+    fn copies(&self, options: &Attend) -> Result<Vec<Model>> {
+        match &options.devices {
+            None => Ok(vec![self.clone()]),
+            Some(devices) => devices.each(|device| self.to_device(device)),
+        }
     }
 }
 
-/// See [`Model::attend`].
-pub(super) fn attend(model: &dyn Reader, documents: &[Document], options: &Attend) -> Result<Attended> {
+fn readers(copies: &[Model]) -> Vec<&dyn Reader> {
+    copies.iter().map(|model| model as &dyn Reader).collect()
+}
+
+/// See [`Model::attend`]; `models` are copies of one.
+pub(super) fn attend(models: &[&dyn Reader], documents: &[Document], options: &Attend) -> Result<Attended> {
     check_fields(documents, options)?;
     let mut texts = Vec::with_capacity(documents.len());
-    run(model, documents, options, 0, &mut |text| {
+    run(models, documents, options, 0, &mut |text| {
         texts.push(text);
         Ok(())
     })?;
+    let model = models[0];
     let shape = shape(model);
     Ok(Attended {
         model: model.name().into(),
@@ -70,7 +87,7 @@ pub(super) fn attend(model: &dyn Reader, documents: &[Document], options: &Atten
 
 /// See [`Model::attend_to_file`].
 pub(super) fn attend_to_file(
-    model: &dyn Reader,
+    models: &[&dyn Reader],
     documents: &[Document],
     options: &Attend,
     path: &Path,
@@ -79,9 +96,9 @@ pub(super) fn attend_to_file(
         return Err(Error::option("corpus", "0 texts", "at least one text; an empty file would say nothing"));
     }
     check_fields(documents, options)?;
-    let provenance = provenance(model, documents, options);
+    let provenance = provenance(models[0], documents, options);
     let mut partial = store::Partial::open(path, documents, &provenance)?;
-    run(model, documents, options, partial.done(), &mut |text| partial.append(&text))?;
+    run(models, documents, options, partial.done(), &mut |text| partial.append(&text))?;
     partial.finish()
 }
 
@@ -124,7 +141,7 @@ fn provenance(model: &dyn Reader, documents: &[Document], options: &Attend) -> P
     for (name, value) in options.describe(context) {
         provenance = provenance.option(name, value);
     }
-    let arithmetic = model.arithmetic();
+    let arithmetic = model.device().arithmetic();
     if arithmetic != Device::cpu().arithmetic() {
         provenance = provenance.option("device", arithmetic);
     }
@@ -139,23 +156,24 @@ pub(crate) fn corpus_hash(documents: &[Document]) -> String {
     }))
 }
 
-/// Measures `documents[skip..]` and gives each text to `each`, in order.
+/// Measures `documents[skip..]`, spread over `models`, and gives each text to `each`, in order.
 fn run(
-    model: &dyn Reader,
+    models: &[&dyn Reader],
     documents: &[Document],
     options: &Attend,
     skip: usize,
     each: &mut dyn FnMut(AttendedText) -> Result<()>,
 ) -> Result<()> {
+    let model = models[0];
     let shape = shape(model);
     options.heads.check(shape.layers, shape.heads)?;
     let context = context(model, options)?;
     if options.batch_tokens == 0 {
         return Err(Error::option("batch_tokens", 0, "at least 1"));
     }
-    let (most_texts, most_tokens) = model.group(options);
-    let mut todo = Vec::with_capacity(documents.len() - skip);
-    for document in &documents[skip..] {
+    let documents = &documents[skip..];
+    let mut todo = Vec::with_capacity(documents.len());
+    for document in documents {
         check_interrupt()?;
         todo.push(Prepared::new(model.tokenizer(), document, options, context)?);
         if !options.maps.is_empty() && todo.last().is_some_and(|p| p.windows.len() > 1) {
@@ -167,38 +185,29 @@ fn run(
     // Whole matrices are too large to remember, and weights in training change under the same hash.
     let lasting = options.maps.is_empty() && model.is_settled();
     let cache = if lasting { &options.cache } else { &super::Cache::Off };
-    let mut cache = Store::open(cache);
+    let cache = Mutex::new(Store::open(cache));
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
-    let mut from = 0;
-    while from < todo.len() {
-        // A group: whole texts up to the batch size, cached ones costing nothing.
-        let mut group: Vec<(Option<String>, Option<AttendedText>)> = Vec::new();
-        let mut tokens = 0;
-        while from + group.len() < todo.len() && group.len() < most_texts {
-            let prepared = &todo[from + group.len()];
-            let document = &documents[skip + from + group.len()];
-            let key = cache.is_on().then(|| key(model, document, prepared, options, context));
-            let found = key.as_ref().and_then(|k| cache.get(k, &prepared.ids()));
-            if found.is_none() {
-                if tokens > 0 && tokens + prepared.cost() > most_tokens {
-                    break;
-                }
-                tokens += prepared.cost();
-            }
-            group.push((key, found));
-        }
+    let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) };
+    let next = || {
+        let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = |at: usize| cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context));
+        Ok(groups.next(&todo, &cache, key))
+    };
+    let work = |model: &mut &dyn Reader, group: Group| {
         let members: Vec<&Prepared> = group
+            .texts
             .iter()
-            .zip(&todo[from..])
+            .zip(&todo[group.from..])
             .filter(|((_, found), _)| found.is_none())
-            .map(|(_, p)| p)
+            .map(|(_, prepared)| prepared)
             .collect();
-        let mut captured = capture(model, &members, options, &progress)?.into_iter();
+        let mut captured = capture(*model, &members, options, &progress)?.into_iter();
+        let mut texts = Vec::with_capacity(group.texts.len());
         let mut remembered = 0;
-        for (key, found) in group {
-            let (prepared, document) = (&todo[from], &documents[skip + from]);
-            let text = match found {
+        for (at, (key, found)) in (group.from..).zip(group.texts) {
+            let (prepared, document) = (&todo[at], &documents[at]);
+            texts.push(match found {
                 Some(mut text) => {
                     text.id.clone_from(&document.id);
                     text.text.clone_from(&document.text);
@@ -211,18 +220,67 @@ fn run(
                     let text = gather(document, prepared, &of_text, options, shape);
                     refuse_what_is_not_finite(model.name(), &text)?;
                     if let Some(key) = key {
-                        cache.put(&key, &text);
+                        cache.lock().unwrap_or_else(PoisonError::into_inner).put(&key, &text);
                     }
                     text
                 }
-            };
-            each(text)?;
-            from += 1;
+            });
         }
+        Ok((texts, remembered))
+    };
+    let devices = models.iter().map(|&model| (model.device().name(), model)).collect();
+    spread(devices, next, work, |(texts, remembered)| {
+        texts.into_iter().try_for_each(&mut *each)?;
         // Not before the texts are handed on: an interrupt must not cost what is already computed.
-        progress.advance(remembered as u64)?;
+        progress.advance(remembered as u64)
+    })
+}
+
+/// Whole texts up to the batch size, which are read and handed on together; cached ones cost nothing.
+struct Group {
+    /// Number of the first.
+    from: usize,
+    /// The key of each, where there is a cache, and what the cache holds of it.
+    texts: Vec<(Option<String>, Option<AttendedText>)>,
+}
+
+/// Cuts a list of texts into groups, the same ones however many devices work on them: the bits of a GPU's numbers may depend on
+/// what lies beside a text in its batch.
+struct Groups {
+    from: usize,
+    /// What the cache lacked: a repeated text is computed again, for whether its first measurement has ended is chance.
+    missed: BTreeSet<String>,
+    /// The most texts and tokens of a group.
+    most: (usize, usize),
+}
+
+impl Groups {
+    fn next(
+        &mut self,
+        todo: &[Prepared],
+        cache: &Store,
+        key: impl Fn(usize) -> Option<String>,
+    ) -> Option<Group> {
+        let (most_texts, most_tokens) = self.most;
+        let mut group = Group { from: self.from, texts: Vec::new() };
+        let mut tokens = 0;
+        while self.from < todo.len() && group.texts.len() < most_texts {
+            let prepared = &todo[self.from];
+            let key = key(self.from);
+            let new = key.as_ref().filter(|key| !self.missed.contains(*key));
+            let found = new.and_then(|key| cache.get(key, &prepared.ids()));
+            if found.is_none() {
+                self.missed.extend(key.clone());
+                if tokens > 0 && tokens + prepared.cost() > most_tokens {
+                    break;
+                }
+                tokens += prepared.cost();
+            }
+            group.texts.push((key, found));
+            self.from += 1;
+        }
+        (!group.texts.is_empty()).then_some(group)
     }
-    Ok(())
 }
 
 /// A damaged weight or an overflow: the numbers would go into files as null and fail whoever reads them.
@@ -314,7 +372,8 @@ fn key(
     let mut parts = vec![
         cache::VERSION.into(),
         model.hash().to_string(),
-        model.arithmetic(),
+        // Numbers of one kind of device or type are not those of another.
+        model.device().arithmetic(),
         model.tokenizer().hash().into(),
         document.text.clone(),
     ];
@@ -330,9 +389,131 @@ mod tests {
     use candle_core::DType;
 
     use super::*;
-    use crate::attention::Cache;
-    use crate::model::DecoderConfig;
+    use crate::attention::{Cache, Per};
+    use crate::model::{DecoderConfig, Devices};
     use crate::tokens::Tokenizer;
+
+    /// A model of random weights, and texts of many lengths, one of them long and one there twice.
+    fn some() -> (Model, Vec<Document>) {
+        let words = "one two three four five six seven eight nine ten ";
+        let texts: Vec<String> = (0..12)
+            .map(|n| words.chars().cycle().skip(n % 11).take([40, 90, 15, 600][n % 4]).collect())
+            .collect();
+        let tokenizer = Tokenizer::train_bpe([words.repeat(20).as_str()], 280).unwrap();
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, 2, 4, 2, 48, 64);
+        let model = Model::random("m", config, tokenizer, 1).unwrap();
+        let named = |(n, text): (usize, String)| Document::new(format!("t{n}"), text, Vec::new());
+        (model, texts.into_iter().enumerate().map(named).collect())
+    }
+
+    #[test]
+    fn texts_spread_over_devices_have_the_same_bits_and_order() {
+        let (model, documents) = some();
+        let folder = tempfile::tempdir().unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let alone = model.to_device(&Device::tensors(dtype)).unwrap();
+            let options = Attend::new().batch_tokens(60).per(Per::Head).cache(Cache::Off);
+            let want = alone.attend(&documents, &options).unwrap();
+            for count in 1..4 {
+                let options = options.clone().devices(&Devices::tensors(count, dtype));
+                // From wherever the model lies.
+                for from in [&model, &alone] {
+                    assert_eq!(from.attend(&documents, &options).unwrap(), want, "{count} of {dtype:?}");
+                }
+                // With a cache that is filled on the way, and again from it.
+                let cached = Cache::Folder(folder.path().join(format!("{count} {dtype:?}")));
+                let options = options.cache(cached);
+                for _ in 0..2 {
+                    assert_eq!(model.attend(&documents, &options).unwrap(), want, "{count} of {dtype:?}");
+                }
+            }
+        }
+    }
+
+    /// Which texts share a batch must not depend on how far the devices have come: here the worst cases, all or nothing.
+    #[test]
+    fn groups_are_cut_without_a_look_at_what_is_finished() {
+        let (model, mut documents) = some();
+        documents.extend(documents.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let options = Attend::new().batch_tokens(60);
+        let todo: Vec<Prepared> = documents
+            .iter()
+            .map(|document| Prepared::new(model.tokenizer(), document, &options, 64).unwrap())
+            .collect();
+        let cut = |finishes: bool| {
+            let path = folder.path().join(finishes.to_string());
+            let mut cache = Store::open(&Cache::Folder(path));
+            let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: (64, 60) };
+            let mut cuts = Vec::new();
+            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64));
+            while let Some(group) = groups.next(&todo, &cache, key) {
+                cuts.push(group.from);
+                for (at, (key, found)) in (group.from..).zip(group.texts) {
+                    assert!(found.is_none());
+                    let ids = todo[at].ids();
+                    let text = AttendedText { received: vec![0.5; ids.len()], ids, ..Default::default() };
+                    if finishes {
+                        cache.put(&key.unwrap(), &text);
+                    }
+                }
+            }
+            cuts
+        };
+        let (finished, pending) = (cut(true), cut(false));
+        assert!(finished.len() > 10);
+        assert_eq!(finished, pending);
+    }
+
+    #[test]
+    fn a_device_that_fails_is_named_and_what_was_finished_is_kept() {
+        let (model, documents) = some();
+        let devices = Devices::tensors(2, DType::F32);
+        let copies = devices.each(|device| model.to_device(device)).unwrap();
+        let nan = |tensor: &candle_core::Tensor| (tensor * f64::NAN).unwrap();
+        let broken = copies[1].with_trainable_weights().unwrap();
+        for var in broken.trainable().values() {
+            var.set(&nan(var.as_tensor())).unwrap();
+        }
+        let options = Attend::new().batch_tokens(60).cache(Cache::Off);
+        let mut texts = Vec::new();
+        let readers: [&dyn Reader; 2] = [&broken, &copies[0]];
+        let error = run(&readers, &documents, &options, 0, &mut |text| {
+            texts.push(text);
+            Ok(())
+        })
+        .unwrap_err();
+        let Error::Device { device, .. } = &error else { panic!("{error}") };
+        assert_eq!(device, "cpu tensors:1");
+        assert!(error.to_string().starts_with("cpu tensors:1: m: its attention on text t"), "{error}");
+        let want = copies[0].attend(&documents, &options).unwrap().texts;
+        assert!(texts.len() < want.len() && texts[..] == want[..texts.len()]);
+    }
+
+    /// Begun on one device and gone on with on three: the file is that of a run in one go.
+    #[test]
+    fn work_continues_on_another_number_of_devices() {
+        let (model, documents) = some();
+        let folder = tempfile::tempdir().unwrap();
+        let on = |count| {
+            let devices = Devices::tensors(count, DType::F32);
+            Attend::new().batch_tokens(60).cache(Cache::Off).devices(&devices)
+        };
+        let [whole, parts] = ["whole.jsonl", "parts.jsonl"].map(|name| folder.path().join(name));
+        model.attend_to_file(&documents, &on(1), &whole).unwrap();
+        // What an interrupt after the fourth text, a long one that is read alone, leaves.
+        let copies = model.copies(&on(1)).unwrap();
+        let provenance = provenance(&copies[0], &documents, &on(1));
+        let mut partial = store::Partial::open(&parts, &documents, &provenance).unwrap();
+        let interrupted = run(&readers(&copies), &documents, &on(1), 0, &mut |text| {
+            partial.append(&text)?;
+            if text.id == "t3" { Err(Error::Interrupted) } else { Ok(()) }
+        });
+        assert!(matches!(interrupted, Err(Error::Interrupted)));
+        drop(partial);
+        model.attend_to_file(&documents, &on(3), &parts).unwrap();
+        assert_eq!(std::fs::read(&parts).unwrap(), std::fs::read(&whole).unwrap());
+    }
 
     #[test]
     fn numbers_of_another_device_are_not_taken_from_the_cache() {

@@ -5,9 +5,9 @@ use std::path::Path;
 use super::options::Attend;
 use super::{Attended, run};
 use crate::corpus::Document;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::readable;
-use crate::model::Streamed;
+use crate::model::{Device, Streamed};
 
 /// What measuring attention with a [`Streamed`] model will take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,21 +54,34 @@ impl Streamed {
     /// [`Attend::stream_tokens`].
     ///
     /// # Errors
-    /// As there.
+    /// As there; [`Error::Option`] for [`Attend::devices`] other than the CPU.
     pub fn attend(&self, documents: &[Document], options: &Attend) -> Result<Attended> {
-        run::attend(self, documents, options)
+        on_the_cpu(options)?;
+        run::attend(&[self], documents, options)
     }
 
     /// As [`Model::attend_to_file`](crate::model::Model::attend_to_file), likewise.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Streamed::attend`].
     pub fn attend_to_file(
         &self,
         documents: &[Document],
         options: &Attend,
         path: impl AsRef<Path>,
     ) -> Result<()> {
-        run::attend_to_file(self, documents, options, path.as_ref())
+        on_the_cpu(options)?;
+        run::attend_to_file(&[self], documents, options, path.as_ref())
+    }
+}
+
+fn on_the_cpu(options: &Attend) -> Result<()> {
+    match &options.devices {
+        Some(devices) if devices != &Device::cpu().into() => Err(Error::option(
+            "devices",
+            devices,
+            "cpu, or nothing, for a model that is read from disk block by block",
+        )),
+        _ => Ok(()),
     }
 }

@@ -67,7 +67,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             eprintln!("memory: {} at most", memory::readable(peak));
         }
     } else {
-        args.model.load()?.attend_to_file(&corpus.documents, &options, &args.out)?;
+        let (model, devices) = args.model.load_for_all()?;
+        model.attend_to_file(&corpus.documents, &options.devices(&devices), &args.out)?;
     }
     println!("{} texts: {}", corpus.documents.len(), args.out.display());
     Ok(())

@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
     Contrast::check_path(&args.out)?;
-    args.device.choose()?;
+    let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
     if args.heads_html.is_some() && !known(&args.fact) {
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.figures {
         make_ready(folder, 0)?;
     }
-    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?)?;
+    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?.devices(&devices))?;
     let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == args.fact));
     if let Some(text) = marked.filter(|_| contrast.per == Per::Head) {
         let differ = HeadsPicture::of_contrast(&contrast, &text.id, &args.fact)?;

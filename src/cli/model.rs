@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use cluescope::Error;
 use cluescope::contrast::{load_model, open_streamed};
-use cluescope::model::{Device, Model, Streamed};
+use cluescope::model::{Device, Devices, Model, Streamed};
 use cluescope::train::Adapter;
 
 /// Which model, where it computes, and with how many threads.
@@ -24,7 +24,8 @@ pub(crate) struct ModelArgs {
 /// Where models compute.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to compute: cpu, cuda, cuda:N or metal; the first GPU that this build knows and that can be used when left out
+    /// Where to compute: cpu, cuda, cuda:N or metal; the first GPU that this build knows and that can be used when left out.
+    /// `attend`, `contrast` and `reproduce` also take several, cuda:0,cuda:1 or cuda:all; the result does not depend on how many
     #[arg(long)]
     device: Option<String>,
     /// The type to compute in: bf16 on CUDA and f32 elsewhere when left out; bf16x3 is nearly f32, on the tile unit of Intel's server
@@ -43,22 +44,35 @@ enum Type {
 }
 
 impl DeviceArgs {
-    /// Lets all models be loaded onto the device; no other is touched.
-    pub(crate) fn choose(&self) -> anyhow::Result<()> {
-        let mut device = match &self.device {
-            Some(name) => name.parse::<Device>().map_err(flagged)?,
-            None => Device::best(),
+    /// Lets all models be loaded onto the device, the first of several; no other is touched.
+    pub(crate) fn choose(&self) -> anyhow::Result<Devices> {
+        let mut devices = match &self.device {
+            Some(names) => names.parse::<Devices>().map_err(flagged)?,
+            None => Device::best().into(),
         };
         if let Some(dtype) = self.dtype {
-            device = match dtype {
+            let typed = |device: Device| match dtype {
                 Type::F32 => device.with_dtype(DType::F32),
                 Type::Bf16 => device.with_dtype(DType::BF16),
                 Type::Bf16x3 => device.with_bf16x3(),
-            }
-            .map_err(flagged)?;
+            };
+            devices = devices.map(typed).map_err(flagged)?;
         }
-        device.make_current();
-        Ok(())
+        if devices.as_slice().len() > 1 {
+            eprintln!("computing on {devices}");
+        }
+        devices.first().make_current();
+        Ok(devices)
+    }
+
+    /// As [`DeviceArgs::choose`], for work that is not shared.
+    fn choose_one(&self) -> anyhow::Result<()> {
+        if let Some(names) = self.device.as_ref().filter(|names| names.contains(',') || *names == "cuda:all")
+        {
+            let expected = "one device; only attend, contrast and reproduce share their work among several";
+            return Err(Error::option("--device", names, expected).into());
+        }
+        self.choose().map(|_| ())
     }
 }
 
@@ -83,11 +97,18 @@ pub(crate) struct AdapterArgs {
 }
 
 impl ModelArgs {
-    /// Loads it.
+    /// Loads it onto the one device.
     pub(crate) fn load(&self) -> anyhow::Result<Model> {
         super::use_threads(self.threads)?;
-        self.device.choose()?;
+        self.device.choose_one()?;
         Ok(load_model(&self.model)?)
+    }
+
+    /// Loads it onto the first of the devices.
+    pub(crate) fn load_for_all(&self) -> anyhow::Result<(Model, Devices)> {
+        super::use_threads(self.threads)?;
+        let devices = self.device.choose()?;
+        Ok((load_model(&self.model)?, devices))
     }
 
     /// Opens it to be read from disk block by block, which is done on the CPU.

@@ -256,12 +256,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let own = args.own()?;
     let pair = Pair::of(args);
     let protocol = args.protocol(own.as_ref(), &pair)?;
-    args.device.choose()?;
+    let devices = args.device.choose()?;
     println!("{}", protocol.describe());
     let onto = args.onto.clone();
     let mut runner = PairRunner::loading(move || {
         Ok(Models { pair: pair.load()?, third: onto.as_deref().map(load_model).transpose()? })
-    });
+    })
+    .devices(&devices);
     if let Some(own) = own {
         runner = runner.texts(own.reported, own.tuning, own.held_out.documents);
     }
@@ -291,8 +292,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for cell in guided(&outcome) {
         let (alpha, beta) = (cell.alpha.unwrap_or_default(), cell.beta.unwrap_or_default());
         let contrast = runner.contrast(cell)?;
-        let plan = Augment::by_contrast(contrast).alpha(alpha).beta(beta).plan(&corpus)?;
-        page = page.section(clues(contrast, &plan)?);
+        let plan = Augment::by_contrast(&contrast).alpha(alpha).beta(beta).plan(&corpus)?;
+        page = page.section(clues(&contrast, &plan)?);
     }
     let spent = format!("{:.0} s", start.elapsed().as_secs_f64());
     outcome.provenance = origin(&outcome, &spent);

@@ -3,6 +3,7 @@
 use crate::attention::{Aggregation, Attend, Cache, Heads, Per, Probes};
 use crate::corpus::Document;
 use crate::error::{Error, Result};
+use crate::model::Devices;
 use crate::tokens::Tokenizer;
 
 /// Which attention decides what is a clue.
@@ -44,7 +45,7 @@ impl Guide {
 /// | `probes` | all marked fields | fields whose probe rows are recorded |
 /// | `prefix` | none | read in front of every text, and cut away again |
 /// | `onto` | the small model's | tokenizer whose tokens the result is laid on |
-/// | `context`, `batch_tokens`, `cache` | as [`Attend`] | |
+/// | `context`, `batch_tokens`, `cache`, `devices` | as [`Attend`] | |
 ///
 /// ```
 /// use cluescope::contrast::{Contrasting, Guide};
@@ -136,6 +137,12 @@ impl Contrasting {
     /// Where finished texts are remembered.
     pub fn cache(mut self, cache: Cache) -> Self {
         self.attend = self.attend.cache(cache);
+        self
+    }
+
+    /// Spreads the texts over `devices`; see [`Attend::devices`].
+    pub fn devices(mut self, devices: &Devices) -> Self {
+        self.attend = self.attend.devices(devices);
         self
     }
 

@@ -210,7 +210,7 @@ pub struct Inputs {
 }
 
 /// Runs cells.
-pub trait Runner {
+pub trait Runner: Send {
     /// Makes ready what `protocol` needs, and names it.
     ///
     /// # Errors
@@ -224,4 +224,13 @@ pub trait Runner {
     /// [`Error::Diverged`](crate::Error::Diverged) fails this cell alone; whatever else stops the experiment, and finished
     /// cells are kept.
     fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured>;
+
+    /// Runners that share the cells, each with the name of its device, once this one is prepared: each runs one cell at a time, on
+    /// a thread of its own. None, as is usual: this one runs them all.
+    ///
+    /// # Errors
+    /// When a device has no room.
+    fn workers(&mut self) -> Result<Vec<(String, Box<dyn Runner>)>> {
+        Ok(Vec::new())
+    }
 }

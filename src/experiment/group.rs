@@ -1,6 +1,7 @@
 //! People, where the models look in their texts, and what a condition makes of the texts.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cell::Cell;
 use super::condition::{Condition, Student};
@@ -15,8 +16,15 @@ use crate::error::Result;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
     pub(super) corpus: Corpus,
+    /// Shared by clones, which have the same models: whoever needs it first measures it, and the others wait.
+    measured: Arc<Mutex<Attention>>,
+}
+
+/// Where the models look in the texts of a group.
+#[derive(Debug, Default)]
+struct Attention {
     /// By the student on whose tokens it is laid, and by what is looked at.
-    contrasts: BTreeMap<(Student, Looking), Contrast>,
+    contrasts: BTreeMap<(Student, Looking), Arc<Contrast>>,
     /// The third model's own attention, by whether it is computed as in the released script.
     third: BTreeMap<bool, Vec<GuideText>>,
 }
@@ -82,40 +90,41 @@ impl Group {
     }
 
     /// The pair's attention on the tokens of `student`, as `cell` looks at it.
-    pub(super) fn contrast(&mut self, models: &Models, student: Student, cell: &Cell) -> Result<&Contrast> {
+    pub(super) fn contrast(&self, models: &Models, student: Student, cell: &Cell) -> Result<Arc<Contrast>> {
         let tokens = models.student(student)?.tokenizer();
         let foreign = tokens.hash() != models.pair.small.tokenizer().hash();
         let key = (if foreign { student } else { Student::Small }, self.looking(cell));
-        let measured = match self.contrasts.remove(&key) {
-            Some(measured) => measured,
-            None => {
-                let mut options = key.1.options();
-                if foreign {
-                    options = options.onto(tokens);
-                }
-                models.pair.contrast_with(&self.corpus, &options)?
-            }
-        };
-        Ok(self.contrasts.entry(key).or_insert(measured))
+        let mut attention = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(measured) = attention.contrasts.get(&key) {
+            return Ok(measured.clone());
+        }
+        let mut options = key.1.options();
+        if foreign {
+            options = options.onto(tokens);
+        }
+        let measured = Arc::new(models.pair.contrast_with(&self.corpus, &options)?);
+        attention.contrasts.insert(key, measured.clone());
+        Ok(measured)
     }
 
     /// The student's own attention.
-    fn own(&mut self, models: &Models, cell: &Cell) -> Result<Vec<GuideText>> {
+    fn own(&self, models: &Models, cell: &Cell) -> Result<Vec<GuideText>> {
         let (student, released) = (cell.student, cell.condition.released());
         if student != Student::Third {
-            return Ok(side(self.contrast(models, student, cell)?, student));
+            return Ok(side(&*self.contrast(models, student, cell)?, student));
         }
-        if let Some(measured) = self.third.get(&released) {
+        let mut attention = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(measured) = attention.third.get(&released) {
             return Ok(measured.clone());
         }
         let options = Attend::new().aggregation(aggregation(released));
         let measured = models.student(student)?.attend(&self.corpus.documents, &options)?.guide();
-        self.third.insert(released, measured.clone());
+        attention.third.insert(released, measured.clone());
         Ok(measured)
     }
 
     /// The texts of `cell`; `None` when nothing is trained.
-    pub(super) fn taught(&mut self, cell: &Cell, models: &Models) -> Result<Option<Taught>> {
+    pub(super) fn taught(&self, cell: &Cell, models: &Models) -> Result<Option<Taught>> {
         let (student, released) = (cell.student, cell.condition.released());
         let augment = match cell.condition {
             Condition::Untrained => return Ok(None),
@@ -127,7 +136,7 @@ impl Group {
                 Augment::by_guide(self.own(models, cell)?)
             }
             Condition::LargeAttention => {
-                Augment::by_guide(side(self.contrast(models, student, cell)?, Student::Large))
+                Augment::by_guide(side(&*self.contrast(models, student, cell)?, Student::Large))
             }
             Condition::AttentionDifference
             | Condition::ProbeDifference

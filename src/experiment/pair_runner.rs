@@ -13,7 +13,7 @@ use crate::corpus::{Biographies, Corpus, Document, Templates, VersionOf};
 use crate::error::{Error, Result};
 use crate::evaluate::Quiz;
 use crate::files::{read_text, write_text};
-use crate::model::Model;
+use crate::model::{Device, Devices, Model};
 use crate::provenance::content_hash;
 use crate::train::Finetune;
 
@@ -47,6 +47,11 @@ impl Models {
             }
         }
     }
+
+    fn to_device(&self, device: &Device) -> Result<Models> {
+        let pair = ModelPair::new(self.pair.small.to_device(device)?, self.pair.large.to_device(device)?);
+        Ok(Models { pair, third: self.third.as_ref().map(|third| third.to_device(device)).transpose()? })
+    }
 }
 
 type Load = Arc<dyn Fn() -> Result<Models> + Send + Sync>;
@@ -59,6 +64,7 @@ type Load = Arc<dyn Fn() -> Result<Models> + Send + Sync>;
 pub struct PairRunner {
     models: Option<Models>,
     load: Option<Load>,
+    devices: Option<Devices>,
     report: Group,
     tune: Group,
     held_out: Vec<Document>,
@@ -81,6 +87,7 @@ impl PairRunner {
         PairRunner {
             models: Some(models.into()),
             load: None,
+            devices: None,
             report: Group::default(),
             tune: Group::default(),
             held_out: Vec::new(),
@@ -94,6 +101,7 @@ impl PairRunner {
         PairRunner {
             models: None,
             load: Some(Arc::new(load)),
+            devices: None,
             report: Group::default(),
             tune: Group::default(),
             held_out: Vec::new(),
@@ -110,6 +118,13 @@ impl PairRunner {
         self
     }
 
+    /// Spreads the cells over `devices`, each with its own copy of the models and one cell at a time. A cell's result does not
+    /// depend on which has it.
+    pub fn devices(mut self, devices: &Devices) -> Self {
+        self.devices = Some(devices.clone());
+        self
+    }
+
     /// The people of the report; none before the run.
     pub fn corpus(&self) -> &Corpus {
         &self.report.corpus
@@ -119,7 +134,7 @@ impl PairRunner {
     ///
     /// # Errors
     /// As [`ModelPair::contrast_with`].
-    pub fn contrast(&mut self, cell: &Cell) -> Result<&Contrast> {
+    pub fn contrast(&mut self, cell: &Cell) -> Result<Arc<Contrast>> {
         let models = self.models()?;
         self.report.contrast(&models, Student::Small, cell)
     }
@@ -129,6 +144,10 @@ impl PairRunner {
             (Some(models), _) => models.clone(),
             (None, Some(load)) => load()?,
             (None, None) => return Err(Error::Stopped("experiment: no models to run".into())),
+        };
+        let models = match &self.devices {
+            Some(devices) => models.to_device(devices.first())?,
+            None => models,
         };
         self.models = Some(models.clone());
         Ok(models)
@@ -217,8 +236,8 @@ impl Runner for PairRunner {
         let models = self.models()?;
         let student = models.student(cell.student)?;
         let group = match cell.stage {
-            Stage::Tune => &mut self.tune,
-            Stage::Report => &mut self.report,
+            Stage::Tune => &self.tune,
+            Stage::Report => &self.report,
         };
         // Attention is measured in here, once a group: it is not this cell's time.
         let texts = group.taught(cell, &models)?;
@@ -253,6 +272,22 @@ impl Runner for PairRunner {
             truncated: run.as_ref().map_or(0, |r| r.truncated),
             left_out: texts.map_or(0, |t| t.blank) + run.as_ref().map_or(0, |r| r.skipped.len()),
             seconds: clock.seconds,
+        })
+    }
+
+    fn workers(&mut self) -> Result<Vec<(String, Box<dyn Runner>)>> {
+        let Some(devices) = self.devices.clone().filter(|devices| devices.as_slice().len() > 1) else {
+            return Ok(Vec::new());
+        };
+        let models = self.models()?;
+        devices.each(|device| {
+            // Clones share what was measured of the texts.
+            let alone = PairRunner {
+                models: Some(models.to_device(device)?),
+                devices: Some(device.clone().into()),
+                ..self.clone()
+            };
+            Ok((device.name(), Box::new(alone) as Box<dyn Runner>))
         })
     }
 }
@@ -310,4 +345,116 @@ fn hash<T: serde::Serialize>(texts: &T) -> Result<String> {
     let json =
         serde_json::to_vec(texts).map_err(|e| Error::Stopped(format!("experiment: the texts: {e}")))?;
     Ok(content_hash([json]))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::experiment::{Condition, Outcome, run};
+    use crate::model::DecoderConfig;
+    use crate::tokens::Tokenizer;
+
+    fn pair() -> ModelPair {
+        let texts = Biographies::new(4).generate().unwrap();
+        let texts: Vec<&str> = texts.documents.iter().map(|d| d.text.as_str()).collect();
+        let tokenizer = Tokenizer::train_bpe(texts, 400).unwrap();
+        let config = |layers| DecoderConfig::llama(tokenizer.vocab_size(), 16, layers, 2, 2, 32, 512);
+        let model =
+            |name, layers| Model::random(name, config(layers), tokenizer.clone(), layers as u64).unwrap();
+        ModelPair::new(model("toy-small", 1), model("toy-large", 2))
+    }
+
+    fn protocol() -> Protocol {
+        Protocol {
+            people: 4,
+            tuning_people: 4,
+            held_out: 2,
+            copies: 1,
+            epochs: 1,
+            lora_r: 2,
+            few_shot: 1,
+            distractors: 2,
+            conditions: vec![Condition::Untrained, Condition::Plain, Condition::AttentionDifference],
+            learning_rates: vec![1e-3, 5e-4],
+            alphas: vec![0.6, 0.7],
+            betas: vec![0.05],
+            seeds: vec![1, 2],
+            ..Protocol::reduced()
+        }
+    }
+
+    /// Without the time it took.
+    fn timeless(mut outcome: Outcome) -> Outcome {
+        outcome.rows.iter_mut().chain(&mut outcome.tuning).for_each(|row| row.measured.seconds = 0.0);
+        outcome
+    }
+
+    fn on(devices: usize, folder: &Path) -> Result<Outcome> {
+        let devices = Devices::tensors(devices, DType::F32);
+        run(&protocol(), folder, &mut PairRunner::new(pair()).devices(&devices)).map(timeless)
+    }
+
+    #[test]
+    fn cells_spread_over_devices_give_the_same_results() {
+        let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+        let want = on(1, folders[0].path()).unwrap();
+        // Two learning rates for both arms that train, another alpha for one; then one cell and two for each seed.
+        assert_eq!((want.tuning.len(), want.rows.len()), (2 * 2 + 1, 1 + 2 * 2));
+        for devices in [2, 3] {
+            assert_eq!(on(devices, folders[devices - 1].path()).unwrap(), want, "{devices} devices");
+        }
+        // Some cells are gone, and another number of devices goes on.
+        let cells = folders[1].path().join("cells");
+        let mut files: Vec<_> = std::fs::read_dir(&cells).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files.iter().step_by(2).for_each(|file| std::fs::remove_file(file).unwrap());
+        assert_eq!(on(3, folders[1].path()).unwrap(), want);
+        assert_eq!(std::fs::read_dir(&cells).unwrap().count(), files.len());
+        assert_eq!(std::fs::read_dir(folders[1].path().join("scratch")).unwrap().count(), 0);
+    }
+
+    /// Fails or is interrupted in its second cell, on one device of two.
+    struct Failing {
+        inner: PairRunner,
+        error: fn() -> Error,
+        cells: usize,
+    }
+
+    impl Runner for Failing {
+        fn prepare(&mut self, protocol: &Protocol) -> Result<Inputs> {
+            self.inner.prepare(protocol)
+        }
+
+        fn run(&mut self, cell: &Cell, scratch: &Path) -> Result<Measured> {
+            self.cells += 1;
+            if self.cells == 2 { Err((self.error)()) } else { self.inner.run(cell, scratch) }
+        }
+
+        fn workers(&mut self) -> Result<Vec<(String, Box<dyn Runner>)>> {
+            let mut workers = self.inner.workers()?;
+            let inner = PairRunner { devices: None, ..self.inner.clone() };
+            workers[0].1 = Box::new(Failing { inner, error: self.error, cells: 0 });
+            Ok(workers)
+        }
+    }
+
+    #[test]
+    fn a_device_that_fails_stops_the_grid_and_the_rest_is_done_later() {
+        let whole = tempfile::tempdir().unwrap();
+        let want = on(1, whole.path()).unwrap();
+        for (error, said) in [
+            ((|| Error::Stopped("out of memory".into())) as fn() -> Error, "cpu tensors:0: out of memory"),
+            ((|| Error::Interrupted) as fn() -> Error, "interrupted; what was finished is kept"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let inner = PairRunner::new(pair()).devices(&Devices::tensors(2, DType::F32));
+            let failed = run(&protocol(), folder.path(), &mut Failing { inner, error, cells: 0 });
+            assert_eq!(failed.unwrap_err().to_string(), said);
+            let finished = std::fs::read_dir(folder.path().join("cells")).unwrap().count();
+            assert!(finished > 0 && finished < want.rows.len() + want.tuning.len(), "{finished}");
+            assert_eq!(on(3, folder.path()).unwrap(), want);
+        }
+    }
 }

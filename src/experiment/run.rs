@@ -9,12 +9,14 @@ use super::cell::{Cell, Failed, Inputs, Measured, Row, Runner, Stage};
 use super::condition::{Condition, Student};
 use super::outcome::Outcome;
 use super::protocol::{Criterion, Protocol};
-use super::store::{Store, run_cells};
+use super::store::{Store, spread_cells};
 use crate::error::{Error, Result};
 use crate::provenance::Provenance;
 
 /// (α, β, learning rate)
 type Options = (f64, f64, f64);
+/// What is taught, and how.
+type Arm = (Student, Condition);
 
 /// Runs `protocol` with its cells in `folder`, or goes on with what is there.
 ///
@@ -31,24 +33,16 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     protocol.validate()?;
     let store = Store::open(folder)?;
     let inputs = runner.prepare(protocol)?;
-    let mut grid = Grid { protocol, store: &store, inputs: &inputs, runner, failed: Vec::new() };
-    let arms: Vec<(Student, Condition)> = protocol
+    let workers = runner.workers()?;
+    let mut grid = Grid { protocol, store: &store, inputs: &inputs, runner, workers, failed: Vec::new() };
+    let arms: Vec<Arm> = protocol
         .students
         .iter()
         .flat_map(|&s| protocol.conditions.iter().map(move |&c| (s, c)))
         .filter(|(s, c)| s.tells_apart(*c))
         .collect();
 
-    let mut tuning = Vec::new();
-    let mut options = Vec::with_capacity(arms.len());
-    for &arm in &arms {
-        options.push(if protocol.tuning_people > 0 && arm.1.trains() {
-            grid.choose(arm, &mut tuning)?
-        } else {
-            (protocol.alphas[0], protocol.betas[0], protocol.learning_rates[0])
-        });
-    }
-
+    let (options, tuning) = grid.choose(&arms)?;
     let mut cells = Vec::new();
     for &seed in &protocol.seeds {
         for (&arm, &options) in arms.iter().zip(&options) {
@@ -73,6 +67,8 @@ struct Grid<'a> {
     store: &'a Store,
     inputs: &'a Inputs,
     runner: &'a mut dyn Runner,
+    /// Those that share the cells; none where the runner has them all.
+    workers: Vec<(String, Box<dyn Runner>)>,
     failed: Vec<Failed>,
 }
 
@@ -94,15 +90,24 @@ impl Grid<'_> {
                 unique.push(cell);
             }
         }
-        let (store, runner) = (self.store, &mut *self.runner);
-        let ended = run_cells(store, label, &unique, |cell, scratch| match runner.run(cell, scratch) {
-            Ok(measured) => Ok(Ended::Measured(Box::new(measured))),
-            Err(Error::Diverged { message, batch }) => {
-                // The scratch goes when the cell is kept.
-                let batch = batch.map(|batch| store.keep_failed(cell, &batch)).transpose()?;
-                Ok(Ended::Failed { failed: Error::Diverged { message, batch }.to_string() })
+        let store = self.store;
+        let mut runners: Vec<(String, &mut dyn Runner)> = Vec::new();
+        for (name, worker) in &mut self.workers {
+            runners.push((name.clone(), &mut **worker));
+        }
+        if runners.is_empty() {
+            runners.push((String::new(), &mut *self.runner));
+        }
+        let ended = spread_cells(store, label, &unique, runners, |runner, cell, scratch| {
+            match runner.run(cell, scratch) {
+                Ok(measured) => Ok(Ended::Measured(Box::new(measured))),
+                Err(Error::Diverged { message, batch }) => {
+                    // The scratch goes when the cell is kept.
+                    let batch = batch.map(|batch| store.keep_failed(cell, &batch)).transpose()?;
+                    Ok(Ended::Failed { failed: Error::Diverged { message, batch }.to_string() })
+                }
+                Err(error) => Err(error),
             }
-            Err(error) => Err(error),
         })?;
         let mut rows = Vec::with_capacity(unique.len());
         for (cell, ended) in unique.into_iter().zip(ended) {
@@ -119,46 +124,71 @@ impl Grid<'_> {
         Ok(rows)
     }
 
-    /// The best options of one arm on the tuning people.
-    fn choose(&mut self, arm: (Student, Condition), kept: &mut Vec<Row>) -> Result<Options> {
+    /// The options of each arm, the best on the tuning people where there is something to choose, and the rows they were chosen by,
+    /// arm by arm.
+    fn choose(&mut self, arms: &[Arm]) -> Result<(Vec<Options>, Vec<Row>)> {
         let p = self.protocol;
-        let rates = p.learning_rates.iter().map(|&r| (p.alphas[0], p.betas[0], r)).collect();
-        let best = self.best(arm, rates, kept)?;
-        let pairs = p.alphas.iter().flat_map(|&a| p.betas.iter().map(move |&b| (a, b, best.2))).collect();
-        self.best(arm, pairs, kept)
-    }
-
-    /// The first of the best of `candidates`; the first of all where every one failed.
-    fn best(
-        &mut self,
-        arm: (Student, Condition),
-        candidates: Vec<Options>,
-        kept: &mut Vec<Row>,
-    ) -> Result<Options> {
-        let label = format!("choosing {}", arm.1);
-        let cells = candidates
-            .iter()
-            .map(|&o| Cell::new(self.protocol, self.inputs, Stage::Tune, arm, self.protocol.tuning_seed, o))
-            .collect();
-        let mut best: Option<((f64, f64), Cell)> = None;
-        for row in self.fill(&label, cells)? {
-            let score = score(&row, self.protocol.criterion);
-            if best.as_ref().is_none_or(|(top, _)| score > *top) {
-                best = Some((score, row.cell.clone()));
-            }
-            if !kept.contains(&row) {
-                kept.push(row);
+        let first = (p.alphas[0], p.betas[0], p.learning_rates[0]);
+        let searched: Vec<Arm> =
+            arms.iter().copied().filter(|arm| p.tuning_people > 0 && arm.1.trains()).collect();
+        if searched.is_empty() {
+            return Ok((vec![first; arms.len()], Vec::new()));
+        }
+        // All arms at once, so that every device has something to do.
+        let rates = p.learning_rates.iter().map(|&rate| (first.0, first.1, rate)).collect();
+        let (best, by_rate) =
+            self.best("choosing learning rates", &searched, &vec![rates; searched.len()])?;
+        let pairs = |rate| p.alphas.iter().flat_map(move |&a| p.betas.iter().map(move |&b| (a, b, rate)));
+        let pairs: Vec<Vec<Options>> = best.iter().map(|best| pairs(best.2).collect()).collect();
+        let (best, by_pair) = self.best("choosing alpha and beta", &searched, &pairs)?;
+        let mut kept: Vec<Row> = Vec::new();
+        for arm in &searched {
+            for row in by_rate.iter().chain(&by_pair).filter(|row| arm_of(&row.cell) == *arm) {
+                if !kept.contains(row) {
+                    kept.push(row.clone());
+                }
             }
         }
-        let first = candidates[0];
-        Ok(best.map_or(first, |(_, cell)| {
-            (
-                cell.alpha.unwrap_or(first.0),
-                cell.beta.unwrap_or(first.1),
-                cell.learning_rate.unwrap_or(first.2),
-            )
-        }))
+        let of = |arm| searched.iter().position(|other| other == arm).map_or(first, |at| best[at]);
+        Ok((arms.iter().map(of).collect(), kept))
     }
+
+    /// Of each arm the first of the best of its candidates, the first of all where every one failed; and the rows of all.
+    fn best(
+        &mut self,
+        label: &str,
+        arms: &[Arm],
+        candidates: &[Vec<Options>],
+    ) -> Result<(Vec<Options>, Vec<Row>)> {
+        let (p, inputs) = (self.protocol, self.inputs);
+        let mut cells = Vec::new();
+        for (&arm, options) in arms.iter().zip(candidates) {
+            cells.extend(options.iter().map(|&o| Cell::new(p, inputs, Stage::Tune, arm, p.tuning_seed, o)));
+        }
+        let rows = self.fill(label, cells)?;
+        let best_of = |(arm, candidates): (&Arm, &Vec<Options>)| {
+            let mut best: Option<((f64, f64), &Cell)> = None;
+            for row in rows.iter().filter(|row| arm_of(&row.cell) == *arm) {
+                let score = score(row, p.criterion);
+                if best.is_none_or(|(top, _)| score > top) {
+                    best = Some((score, &row.cell));
+                }
+            }
+            let first = candidates[0];
+            best.map_or(first, |(_, cell)| {
+                (
+                    cell.alpha.unwrap_or(first.0),
+                    cell.beta.unwrap_or(first.1),
+                    cell.learning_rate.unwrap_or(first.2),
+                )
+            })
+        };
+        Ok((arms.iter().zip(candidates).map(best_of).collect(), rows))
+    }
+}
+
+fn arm_of(cell: &Cell) -> Arm {
+    (cell.student, cell.condition)
 }
 
 /// What options are ranked by, and what breaks ties.

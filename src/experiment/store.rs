@@ -1,8 +1,10 @@
 //! Finished cells on disk, one file each, named by the hash of their configuration.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{Locked, clear_leftovers, make_ready, read_text, write_text};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
+use crate::spread::spread;
 
 /// Room that must be there when a store is opened: a full disk shows before work is lost, not after.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -145,43 +148,85 @@ impl Store {
 ///
 /// # Errors
 /// The first error of `run` or of the store; finished cells stay on disk.
-pub fn run_cells<C: Serialize + Display, R: Serialize + DeserializeOwned>(
+pub fn run_cells<C, R>(
     store: &Store,
     label: &str,
     cells: &[C],
-    mut run: impl FnMut(&C, &Path) -> Result<R>,
-) -> Result<Vec<R>> {
+    run: impl FnMut(&C, &Path) -> Result<R> + Send,
+) -> Result<Vec<R>>
+where
+    C: Serialize + Display + Sync,
+    R: Serialize + DeserializeOwned + Send,
+{
+    spread_cells(store, label, cells, vec![(String::new(), run)], |run, cell, scratch| run(cell, scratch))
+}
+
+/// As [`run_cells`], spread over `devices`: what is not on disk is computed by `run` on whichever is free, in the order of
+/// `cells`.
+pub(super) fn spread_cells<C, R, D>(
+    store: &Store,
+    label: &str,
+    cells: &[C],
+    devices: Vec<(String, D)>,
+    run: impl Fn(&mut D, &C, &Path) -> Result<R> + Sync,
+) -> Result<Vec<R>>
+where
+    C: Serialize + Display + Sync,
+    R: Serialize + DeserializeOwned + Send,
+    D: Send,
+{
     let mut results = Vec::with_capacity(cells.len());
-    for cell in cells {
-        results.push(store.load(cell)?);
+    let (mut todo, mut seen) = (Vec::new(), BTreeSet::new());
+    for (number, cell) in cells.iter().enumerate() {
+        let found: Option<R> = store.load(cell)?;
+        if found.is_none() && seen.insert(Store::key(cell)?) {
+            todo.push(number);
+        }
+        results.push(found);
     }
     // What was found is no measure of how long the rest will take.
     let found = results.iter().flatten().count();
     let progress = Progress::resume(label, cells.len() as u64, "cells", found as u64);
-    let missing: Vec<usize> = (0..cells.len()).filter(|&at| results[at].is_none()).collect();
-    if let Some(&first) = missing.first() {
-        progress.note(at_work(&cells[first]));
+    let at_work = Mutex::new(BTreeMap::new());
+    let note = |change: &dyn Fn(&mut BTreeMap<usize, String>)| {
+        let mut names = at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut names);
+        let names: Vec<&str> = names.values().map(String::as_str).collect();
+        progress.note(if names.is_empty() { String::new() } else { format!("now {}", names.join("; ")) });
+    };
+    let mut todo = todo.into_iter();
+    let work = |device: &mut D, number: usize| {
+        let cell = &cells[number];
+        note(&|names| drop(names.insert(number, cell.to_string())));
         progress.advance(0)?;
-    }
-    for (place, &at) in missing.iter().enumerate() {
-        let cell = &cells[at];
-        // An equal one may be finished by now.
-        results[at] = match store.load(cell)? {
-            Some(result) => Some(result),
-            None => {
-                let result = run(cell, &store.scratch(cell)?)?;
-                Some(store.save(cell, result)?)
-            }
-        };
-        progress.note(missing.get(place + 1).map_or(String::new(), |&next| at_work(&cells[next])));
+        let result = run(device, cell, &store.scratch(cell)?)?;
+        let kept = store.save(cell, result)?;
+        note(&|names| drop(names.remove(&number)));
         progress.advance(1)?;
+        Ok((number, kept))
+    };
+    spread(
+        devices,
+        || Ok(todo.next()),
+        work,
+        |(number, result)| {
+            results[number] = Some(result);
+            Ok(())
+        },
+    )?;
+    let mut all = Vec::with_capacity(cells.len());
+    for (cell, result) in cells.iter().zip(results) {
+        all.push(match result {
+            Some(result) => result,
+            // Equal to an earlier one.
+            None => {
+                progress.advance(1)?;
+                let missing = || Error::Stopped("a finished cell is gone from its folder".into());
+                store.load(cell)?.ok_or_else(missing)?
+            }
+        });
     }
-    Ok(results.into_iter().flatten().collect())
-}
-
-/// What progress says while `cell` is at work.
-fn at_work(cell: &impl Display) -> String {
-    format!("now {cell}")
+    Ok(all)
 }
 
 /// Removes the scratch of cells that were kept just before the process was killed.
@@ -247,6 +292,30 @@ mod tests {
             assert_eq!(got.unwrap(), [1.0 / 3.0, 2.0 / 3.0, 1.0 / 3.0]);
         }
         assert_eq!(calls, 2);
+        assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cells_spread_over_devices_are_kept_as_they_end_and_come_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let devices = |count: usize| (0..count).map(|n| (format!("card:{n}"), n)).collect::<Vec<_>>();
+        let cells: Vec<u32> = (0..9).chain([3]).collect();
+        let run = |fails: bool| {
+            move |_: &mut usize, cell: &u32, scratch: &Path| {
+                assert!(scratch.is_dir());
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                if fails && *cell == 5 { Err(Error::Stopped("no room".into())) } else { Ok(cell * 10) }
+            }
+        };
+        let store = Store::open(folder.path()).unwrap();
+        let message = spread_cells(&store, "test", &cells, devices(3), run(true)).unwrap_err().to_string();
+        assert!(message.starts_with("card:") && message.ends_with(": no room"), "{message}");
+        let finished = std::fs::read_dir(folder.path().join("cells")).unwrap().count();
+        assert!((1..9).contains(&finished), "{finished}");
+        // The rest on another number of devices.
+        let want: Vec<u32> = cells.iter().map(|cell| cell * 10).collect();
+        assert_eq!(spread_cells(&store, "test", &cells, devices(2), run(false)).unwrap(), want);
+        assert_eq!(std::fs::read_dir(folder.path().join("cells")).unwrap().count(), 9);
         assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
     }
 

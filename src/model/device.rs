@@ -37,7 +37,13 @@ pub struct Device {
     tensors: bool,
     /// How those kernels multiply.
     products: Products,
+    /// Tells the stand-ins for several GPUs apart.
+    #[cfg(test)]
+    number: usize,
 }
+
+/// More cards than machines have.
+const CARDS: usize = 16;
 
 /// What [`Device::current`] returns, once it was set.
 static CURRENT: RwLock<Option<Device>> = RwLock::new(None);
@@ -45,7 +51,7 @@ static CURRENT: RwLock<Option<Device>> = RwLock::new(None);
 impl Device {
     /// The CPU, in f32.
     pub fn cpu() -> Device {
-        Device { place: candle_core::Device::Cpu, dtype: DType::F32, tensors: false, products: Products::F32 }
+        Device { tensors: false, ..Device::gpu(candle_core::Device::Cpu, DType::F32) }
     }
 
     /// The NVIDIA GPU with this number, in bf16.
@@ -81,20 +87,31 @@ impl Device {
     }
 
     fn gpu(place: candle_core::Device, dtype: DType) -> Device {
-        Device { place, dtype, tensors: true, products: Products::F32 }
+        Device {
+            place,
+            dtype,
+            tensors: true,
+            products: Products::F32,
+            #[cfg(test)]
+            number: 0,
+        }
     }
 
     /// The GPU's tensor operations on the CPU, for tests.
     #[cfg(test)]
     pub(crate) fn tensors(dtype: DType) -> Device {
-        Device::gpu(candle_core::Device::Cpu, dtype)
+        Device::numbered_tensors(0, dtype)
+    }
+
+    /// One of several such.
+    #[cfg(test)]
+    pub(crate) fn numbered_tensors(number: usize, dtype: DType) -> Device {
+        Device { number, ..Device::gpu(candle_core::Device::Cpu, dtype) }
     }
 
     /// The first GPU that this build knows and that can be used, otherwise the CPU. Where a GPU cannot be used, standard
     /// error says why, once.
     pub fn best() -> Device {
-        /// More cards than machines have.
-        const CARDS: usize = 16;
         static BEST: OnceLock<Device> = OnceLock::new();
         let find = || {
             let mut why = None;
@@ -168,6 +185,16 @@ impl Device {
         self.dtype
     }
 
+    /// Every NVIDIA GPU that can be used.
+    pub(super) fn cuda_cards() -> impl Iterator<Item = Device> {
+        (0..CARDS).filter_map(|card| Device::cuda(card).ok())
+    }
+
+    /// Whether tensor operations run, and not the CPU's own kernels.
+    pub(super) fn is_gpu(&self) -> bool {
+        self.tensors
+    }
+
     /// Whether this is the CPU.
     pub fn is_cpu(&self) -> bool {
         self.place.is_cpu()
@@ -175,9 +202,26 @@ impl Device {
 
     /// What decides the bits of a result, `cpu f32` or `cuda bf16`: the kind of device and the type.
     pub fn arithmetic(&self) -> String {
-        let name = self.to_string();
-        let (place, dtype) = name.rsplit_once(' ').unwrap_or((&name, ""));
-        format!("{} {dtype}", place.split(':').next().unwrap_or(place))
+        let name = self.name();
+        format!("{} {}", name.split(':').next().unwrap_or(&name), self.type_name())
+    }
+
+    /// `cpu` or `cuda:0`: the device without the type.
+    pub(crate) fn name(&self) -> String {
+        match self.place.location() {
+            #[cfg(test)]
+            DeviceLocation::Cpu if self.tensors => format!("cpu tensors:{}", self.number),
+            DeviceLocation::Cpu => "cpu".into(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+
+    fn type_name(&self) -> &'static str {
+        match self.products {
+            Products::F32 => self.dtype.as_str(),
+            Products::Bf16x3 => "bf16x3",
+        }
     }
 
     /// Where candle puts its tensors.
@@ -194,12 +238,17 @@ impl Device {
     pub(super) fn products(&self) -> Products {
         self.products
     }
+}
 
-    fn same(&self, other: &Device) -> bool {
-        let kind = |device: &Device| (device.dtype, device.tensors, device.products);
+/// The same processor and the same arithmetic.
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        let kind = |device: &Device| (device.name(), device.dtype, device.tensors, device.products);
         self.place.same_device(&other.place) && kind(self) == kind(other)
     }
 }
+
+impl Eq for Device {}
 
 /// The device `name`, or why it cannot be used.
 fn usable(
@@ -221,16 +270,7 @@ fn usable(
 /// `cpu f32`, `cpu bf16x3`, `cuda:0 bf16`.
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.place.location() {
-            DeviceLocation::Cpu if self.tensors => f.write_str("cpu tensors")?,
-            DeviceLocation::Cpu => f.write_str("cpu")?,
-            DeviceLocation::Cuda { gpu_id } => write!(f, "cuda:{gpu_id}")?,
-            DeviceLocation::Metal { gpu_id } => write!(f, "metal:{gpu_id}")?,
-        }
-        match self.products {
-            Products::F32 => write!(f, " {}", self.dtype.as_str()),
-            Products::Bf16x3 => f.write_str(" bf16x3"),
-        }
+        write!(f, "{} {}", self.name(), self.type_name())
     }
 }
 
@@ -261,7 +301,7 @@ impl Model {
     /// # Errors
     /// When the device has no room or cannot hold a type; [`Error::Interrupted`].
     pub fn to_device(&self, device: &Device) -> Result<Model> {
-        if self.0.device.same(device) {
+        if self.0.device == *device {
             return Ok(self.clone());
         }
         let place = device.place();
@@ -272,7 +312,7 @@ impl Model {
         decoder.for_each_linear(&mut |linear| {
             check_interrupt()?;
             linear.weight = match &linear.weight {
-                Matrix::Dense(tensor) => Matrix::Dense(tensor.to_device(place)?),
+                Matrix::Dense(tensor) => Matrix::Dense(moved(tensor, place)?),
                 Matrix::Quantized(tensor) if tensor.device().same_device(place) => {
                     Matrix::Quantized(tensor.clone())
                 }
@@ -283,15 +323,16 @@ impl Model {
             };
             move_to(&mut linear.bias, place)?;
             if let Some(lora) = &mut linear.lora {
-                lora.a = lora.a.to_device(place)?;
-                lora.b = lora.b.to_device(place)?;
+                lora.a = moved(&lora.a, place)?;
+                lora.b = moved(&lora.b, place)?;
             }
             Ok(())
         })?;
         decoder.for_each_norm(&mut |norm| {
-            norm.weight = norm.weight.to_device(place)?;
+            norm.weight = moved(&norm.weight, place)?;
             move_to(&mut norm.bias, place)
         })?;
+        ready(place)?;
         Ok(Model(Arc::new(super::Inner {
             name: self.0.name.clone(),
             hash: self.0.hash.clone(),
@@ -306,9 +347,24 @@ impl Model {
 
 fn move_to(tensor: &mut Option<Tensor>, place: &candle_core::Device) -> Result<()> {
     if let Some(tensor) = tensor {
-        *tensor = tensor.to_device(place)?;
+        *tensor = moved(tensor, place)?;
     }
     Ok(())
+}
+
+/// From one card to another by way of the host: not all can read each other's memory.
+fn moved(tensor: &Tensor, place: &candle_core::Device) -> Result<Tensor> {
+    let host = candle_core::Device::Cpu;
+    if tensor.device().same_device(place) || tensor.device().is_cpu() || place.is_cpu() {
+        return Ok(tensor.to_device(place)?);
+    }
+    Ok(tensor.to_device(&host)?.to_device(place)?)
+}
+
+/// Waits until what was copied to `place` is there: every thread has a stream of its own on a CUDA device, and none waits for
+/// another's.
+pub(super) fn ready(place: &candle_core::Device) -> Result<()> {
+    Ok(place.synchronize()?)
 }
 
 #[cfg(test)]

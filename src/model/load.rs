@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::family::{Family, Form};
 use super::hub::Hub;
 use super::weights::{Bytes, Tensors, WeightFile, pickle_message};
-use super::{DecoderConfig, Device, Model, gguf, tokenizer_fits, vocabulary};
+use super::{DecoderConfig, Device, Model, device, gguf, tokenizer_fits, vocabulary};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::provenance::content_hash;
@@ -104,6 +104,7 @@ impl Opened {
         let mut weights = self.weights(device.place());
         let model = Model::assemble(name, hash, config, tokenizer, &mut weights, device)?;
         weights.finish()?;
+        device::ready(device.place())?;
         Ok(model)
     }
 }

@@ -73,6 +73,8 @@ fn attend_knows_the_bundled_pair() {
         let said = bad(at, command);
         assert!(said.contains("--device = gpu"), "{said}");
     }
+    let said = bad(at, &[&words[..], &["--device", "cpu,cpu"]].concat());
+    assert!(said.contains("--device = cpu,cpu: the CPU alone"), "{said}");
     let said = bad(at, &[&words[..], &["--streamed", "--device", "cuda"]].concat());
     assert!(said.contains("--device = cuda") && said.contains("--streamed"), "{said}");
 }
@@ -227,6 +229,7 @@ fn all_weights_learn_on_demand_and_wrong_values_are_named() {
         (&["--batch-size", "0"], "batch_size = 0"),
         (&["--device", "cuda"], "--device = cuda: this program is built without it"),
         (&["--device", "gpu"], "--device = gpu: auto, cpu, cuda"),
+        (&["--device", "cuda:0,cuda:1"], "--device = cuda:0,cuda:1: one device; only attend"),
         (&["--device", "cpu", "--dtype", "bf16"], "--dtype = bf16: f32 or bf16x3 on the CPU"),
         (&["--threads", "0"], "--threads = 0"),
     ] {
