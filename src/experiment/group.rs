@@ -67,7 +67,7 @@ impl Group {
     /// The student's own attention.
     fn own(&self, models: &Models, student: Student, released: bool) -> Result<Vec<GuideText>> {
         if student != Student::Third {
-            return Ok(side(&self.contrast(models, student, released)?, student));
+            return Ok(side(&*self.contrast(models, student, released)?, student));
         }
         let mut attention = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(measured) = attention.third.get(&released) {
@@ -92,7 +92,7 @@ impl Group {
                 Augment::by_guide(self.own(models, student, released)?)
             }
             Condition::LargeAttention => {
-                Augment::by_guide(side(&self.contrast(models, student, false)?, Student::Large))
+                Augment::by_guide(side(&*self.contrast(models, student, false)?, Student::Large))
             }
             Condition::AttentionDifference | Condition::ReleasedDifference => {
                 Augment::by_guide(self.contrast(models, student, released)?.guide())
