@@ -368,14 +368,14 @@ mod tests {
 
     fn protocol() -> Protocol {
         Protocol {
-            people: 4,
-            tuning_people: 4,
+            people: 2,
+            tuning_people: 2,
             held_out: 2,
             copies: 1,
             epochs: 1,
             lora_r: 2,
             few_shot: 1,
-            distractors: 2,
+            distractors: 1,
             conditions: vec![Condition::Untrained, Condition::Plain, Condition::AttentionDifference],
             learning_rates: vec![1e-3, 5e-4],
             alphas: vec![0.6, 0.7],
