@@ -106,7 +106,8 @@ impl Stage<'_> {
                     assert!(now == 0 || now == DONE, "{}: a part of the output", self.name);
                 }
                 before = now;
-                if !at_work {
+                // Killed between the last word and its end, where the same command would do it all anew.
+                if !at_work || now == DONE {
                     break;
                 }
                 kills += 1;
