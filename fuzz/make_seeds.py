@@ -1,6 +1,6 @@
 """Writes seeds/: small inputs, sound and nearly sound, that the fuzz targets start from and that a test reads with mutations.
 
-    python fuzz/make_seeds.py            then, for instance: cargo fuzz run gguf fuzz/corpus/gguf fuzz/seeds/gguf
+    python fuzz/make_seeds.py            then fuzz/build.sh, whose head says how to run what it builds
 
 Plain Python; the files are the same bytes each time.
 """
