@@ -25,7 +25,7 @@ RUN apt-get update \
 COPY --from=build /opt/cluescope /opt/cluescope
 COPY notebooks /home/reader/notebooks/
 # What notebooks read besides the bundled pair.
-COPY datasets/results /home/reader/datasets/results/
+COPY datasets/results/smollm2-135m /home/reader/datasets/results/smollm2-135m/
 COPY tests/fixtures/families/llama2/model.gguf /home/reader/tests/fixtures/families/llama2/
 RUN useradd --create-home reader && chown -R reader /home/reader
 USER reader

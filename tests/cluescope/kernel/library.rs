@@ -178,7 +178,7 @@ fn a_download_stops_and_goes_on_later() {
         ])
         .await;
         kernel.run("use cluescope::prelude::*;\nlet kept = vec![1, 2, 3];").await.good();
-        let load = "let pair = ModelPair::load(\"smollm2\")?;";
+        let load = "let small = Model::load(\"HuggingFaceTB/SmolLM2-135M\")?;";
         for stalled in [false, true] {
             server.set(|hub| {
                 (hub.slow, hub.stalled) = if stalled { (None, weights()) } else { (weights(), None) }
@@ -190,8 +190,7 @@ fn a_download_stops_and_goes_on_later() {
         }
         server.set(|hub| hub.stalled = None);
         // In spite of the connection that still hangs.
-        let model =
-            kernel.run("let small = Model::load(\"HuggingFaceTB/SmolLM2-135M\")?;\nsmall.name()").await;
+        let model = kernel.run(&format!("{load}\nsmall.name()")).await;
         assert_eq!(model.good().result(), "\"HuggingFaceTB/SmolLM2-135M\"");
         kernel.stop().await;
     });
