@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::attention::{Attended, AttendedText};
 use crate::contrast::{Contrast, ContrastText};
 use crate::corpus::Span;
+use crate::error::{Error, Result};
 
 /// One measure: received attention, or a probe's row.
 #[derive(Debug, Clone)]
@@ -111,6 +112,16 @@ impl<'a> Sheet<'a> {
         };
         let rows = if large { of_large } else { of_small };
         Some(Sheet { offsets: &text.offsets, spans: &text.spans, rows })
+    }
+
+    /// Refuses a text, read from a damaged file perhaps, without one row a head.
+    pub(super) fn check(&self, id: &str, (layers, heads): (usize, usize)) -> Result<()> {
+        if Some(self.rows.len()) == layers.checked_mul(heads) {
+            return Ok(());
+        }
+        let expected =
+            format!("a text with {layers} × {heads} rows of attention; it has {}", self.rows.len());
+        Err(Error::option("id", id, expected))
     }
 
     /// All texts of a measurement.
@@ -229,5 +240,8 @@ mod tests {
         let same = View::of_same_shape("probe".into(), &large, &large, "name");
         assert_eq!((same.value(0), same.value(1)), (0.0, 0.0));
         assert_eq!(same.cells, [(0, Some(2)), (1, Some(3))]);
+        assert!(large.shown.check("a", (1, 2)).is_ok());
+        let message = large.shown.check("a", (2, 2)).unwrap_err().to_string();
+        assert!(message.contains("2 × 2 rows of attention; it has 2"), "{message}");
     }
 }

@@ -69,9 +69,11 @@ impl HeadsPicture {
         let text = attended.texts.iter().find(|t| t.id == id).ok_or_else(|| {
             Error::option("id", id, format!("the id of one of the {} texts", attended.texts.len()))
         })?;
+        let shape = (attended.layers, attended.heads);
         let views = measures(&text.spans, kind).into_iter().filter_map(|field| {
             let shown = Sheet::of_attended(text, field)?;
-            Some(View::of_one(view_name(field), &Sheet::all(attended, field), &shown, kind))
+            let view = || View::of_one(view_name(field), &Sheet::all(attended, field), &shown, kind);
+            Some(shown.check(id, shape).map(|()| view()))
         });
         let (name, kind) = (title_name(&attended.model), tame(kind));
         Ok(HeadsPicture {
@@ -86,7 +88,7 @@ impl HeadsPicture {
                 layers: attended.layers,
                 heads: attended.heads,
             }],
-            views: views.collect(),
+            views: views.collect::<Result<_>>()?,
             text: Panel::without_values(&text.id, &text.text, &text.offsets),
             footer: footer(&attended.provenance),
         })
@@ -108,7 +110,9 @@ impl HeadsPicture {
             let large = Model::of(contrast, text, field, true)?;
             let small = Model::of(contrast, text, field, false)?;
             let view = if same { View::of_same_shape } else { View::of_two_shapes };
-            Some(view(view_name(field), &large, &small, kind))
+            let fit = large.shown.check(id, contrast.large_shape);
+            let fit = fit.and_then(|()| small.shown.check(id, contrast.small_shape));
+            Some(fit.map(|()| view(view_name(field), &large, &small, kind)))
         });
         let (large, small, kind) = (title_name(&contrast.large), title_name(&contrast.small), tame(kind));
         let map = |role, name: String, title, (layers, heads)| Map { role, name, title, layers, heads };
@@ -144,7 +148,7 @@ impl HeadsPicture {
             measure: format!("share of attention on tokens of {kind}, large minus small"),
             signed: true,
             maps,
-            views: views.collect(),
+            views: views.collect::<Result<_>>()?,
             text: Panel::without_values(&text.id, &text.text, &text.offsets),
             footer: footer(&contrast.provenance),
         })
@@ -294,6 +298,7 @@ impl HeadsPicture {
             }
             cell -= map.layers * map.heads;
         }
+        // Each view was checked when it was made.
         unreachable!("a view has one cell a head of its maps")
     }
 
