@@ -231,8 +231,10 @@ fn execute(workplace: &Workplace, prelude: &Prelude, notebook: &mut Value, path:
     std::thread::spawn(move || {
         // Ctrl-C reaches this process alone; the cell is told from here, until the notebook ends.
         while running.strong_count() > 0 {
-            if check_interrupt().is_err() {
-                handle.interrupt(GRACE);
+            if check_interrupt().is_err()
+                && let Some(cell) = handle.running()
+            {
+                handle.interrupt(cell, GRACE);
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }

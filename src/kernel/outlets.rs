@@ -83,14 +83,19 @@ impl Outlets {
 
     /// Does not wait for the cell to end.
     pub(super) fn interrupt(&self) {
-        let handle = self.handle.get().cloned();
-        if handle.as_ref().is_none_or(|handle| !handle.is_running()) {
+        let Some(handle) = self.handle.get().cloned() else {
             self.turns.stop();
-        }
-        match handle {
-            // A cell that began since is running now, or sees that it is stopped.
-            Some(handle) => drop(tokio::task::spawn_blocking(move || handle.interrupt(GRACE))),
-            None => self.given_up.notify_waiters(),
+            self.given_up.notify_waiters();
+            return;
+        };
+        // Looked at here and not on the other thread, which may come to it when the next cell runs already.
+        let cell = handle.running().or_else(|| {
+            self.turns.stop();
+            // One that began meanwhile did not see that it is stopped.
+            handle.running()
+        });
+        if let Some(cell) = cell {
+            drop(tokio::task::spawn_blocking(move || handle.interrupt(cell, GRACE)));
         }
     }
 

@@ -102,6 +102,10 @@ impl std::fmt::Debug for Session {
     }
 }
 
+/// A cell that was running when it was asked for, and no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Running(u64);
+
 /// Reaches a session from another thread: to interrupt it, to answer its questions.
 #[derive(Debug, Clone)]
 pub struct Handle {
@@ -111,18 +115,14 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Stops the running cell. Library work ends at its next check and keeps every variable; other
+    /// Stops this cell, if it still runs. Library work ends at its next check and keeps every variable; other
     /// code has `grace`, then its process is replaced and the variables are lost. Blocks until the
     /// cell ended.
-    pub fn interrupt(&self, grace: Duration) {
-        let cell = self.shared.running.load(Ordering::SeqCst);
-        if cell == 0 {
-            return;
-        }
-        self.shared.interrupted.store(true, Ordering::SeqCst);
+    pub(super) fn interrupt(&self, cell: Running, grace: Duration) {
         let start = Instant::now();
         // The next cell may begin between two looks, and must not be hit.
-        while self.shared.running.load(Ordering::SeqCst) == cell {
+        while self.running() == Some(cell) {
+            self.shared.interrupted.store(true, Ordering::SeqCst);
             if let Ok(group) = std::fs::read_to_string(&self.compiler)
                 && let Ok(group) = group.trim().parse::<i32>()
             {
@@ -140,16 +140,16 @@ impl Handle {
             signal(child, libc::SIGINT);
             for _ in 0..20 {
                 std::thread::sleep(Duration::from_millis(5));
-                if self.shared.running.load(Ordering::SeqCst) != cell {
+                if self.running() != Some(cell) {
                     return;
                 }
             }
         }
     }
 
-    /// Whether a cell is running.
-    pub(super) fn is_running(&self) -> bool {
-        self.shared.running.load(Ordering::SeqCst) != 0
+    /// The cell that is running now.
+    pub(super) fn running(&self) -> Option<Running> {
+        Some(self.shared.running.load(Ordering::SeqCst)).filter(|&cell| cell != 0).map(Running)
     }
 
     /// Answers the question of [`Event::Input`].

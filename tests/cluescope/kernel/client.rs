@@ -61,6 +61,16 @@ impl Client {
 
     /// With these variables in its environment.
     pub(super) async fn start_with(variables: &[(&str, &str)]) -> Client {
+        for _ in 0..5 {
+            if let Some(client) = Self::start_once(variables).await {
+                return client;
+            }
+        }
+        panic!("five kernels ended before they answered");
+    }
+
+    /// None when the kernel ends at once: between the choice of a port and its use another process may take it.
+    async fn start_once(variables: &[(&str, &str)]) -> Option<Client> {
         let folder = tempfile::tempdir().unwrap();
         let (ports, listeners) = zmq::peek_ports_with_listeners([127, 0, 0, 1].into(), 5).await.unwrap();
         let info = ConnectionInfo {
@@ -78,7 +88,7 @@ impl Client {
         let file = folder.path().join("connection.json");
         std::fs::write(&file, serde_json::to_vec(&info).unwrap()).unwrap();
         drop(listeners);
-        let process = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        let mut process = Command::new(env!("CARGO_BIN_EXE_cluescope"))
             .args(["kernel", "serve"])
             .arg(&file)
             // As Jupyter does: the kernel leaves when its parent is gone.
@@ -87,25 +97,26 @@ impl Client {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let session = "test-session";
-        let identity = zmq::peer_identity_for_session(session).unwrap();
-        let start = Instant::now();
-        let shell = loop {
-            match zmq::create_client_shell_connection_with_identity(&info, session, identity.clone()).await {
-                Ok(shell) => break shell,
-                Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "no kernel: {error}"),
+        let ended = async {
+            while process.try_wait().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        let control = zmq::create_client_control_connection(&info, session).await.unwrap();
-        let stdin =
-            zmq::create_client_stdin_connection_with_identity(&info, session, identity).await.unwrap();
-        let iopub = zmq::create_client_iopub_connection(&info, "", session).await.unwrap();
+        let (shell, control, stdin, iopub) = tokio::select! {
+            channels = connect(&info) => channels,
+            () = ended => return None,
+        };
         let mut client = Client { process, info, shell, control, stdin, iopub, _folder: folder };
-        let reply = client.ask(KernelInfoRequest {}).await;
-        assert_eq!(reply["status"], "ok");
-        assert_eq!(reply["language_info"]["name"], "rust");
-        client
+        // What the kernel says before it knows of a listener is lost: asked until something is heard.
+        loop {
+            let reply = client.ask(KernelInfoRequest {}).await;
+            assert_eq!(reply["status"], "ok");
+            assert_eq!(reply["language_info"]["name"], "rust");
+            let heard = tokio::time::timeout(Duration::from_millis(200), client.iopub.read()).await;
+            if heard.is_ok() {
+                return Some(client);
+            }
+        }
     }
 
     /// A shell request's reply; its outputs, if any, are left unread.
@@ -169,8 +180,35 @@ impl Client {
     }
 }
 
+type Channels = (
+    zmq::ClientShellConnection,
+    zmq::ClientControlConnection,
+    zmq::ClientStdinConnection,
+    zmq::ClientIoPubConnection,
+);
+
+/// Waits until the kernel listens.
+async fn connect(info: &ConnectionInfo) -> Channels {
+    let session = "test-session";
+    let identity = zmq::peer_identity_for_session(session).unwrap();
+    let start = Instant::now();
+    let shell = loop {
+        match zmq::create_client_shell_connection_with_identity(info, session, identity.clone()).await {
+            Ok(shell) => break shell,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "no kernel: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let control = zmq::create_client_control_connection(info, session).await.unwrap();
+    let stdin = zmq::create_client_stdin_connection_with_identity(info, session, identity).await.unwrap();
+    (shell, control, stdin, zmq::create_client_iopub_connection(info, "", session).await.unwrap())
+}
+
+/// Runs a test, which fails when it does not end: nobody waits for a kernel that says nothing.
 pub(super) fn wait<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    let limit = Duration::from_secs(900);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(limit, future).await.expect("an end within 15 minutes") })
 }
 
 impl Client {
