@@ -528,7 +528,7 @@ mod tests {
         let attend = |model: &Model| model.attend(std::slice::from_ref(&document), &options).unwrap();
         let exact = attend(&model);
         assert!(!exact.provenance.options.contains_key("device"));
-        let mut devices = vec![Device::tensors(DType::F32), Device::tensors(DType::BF16)];
+        let mut devices = [Device::present(DType::F32), Device::present(DType::BF16)].concat();
         devices.extend(Device::cpu().with_bf16x3());
         for device in devices {
             let there = model.to_device(&device).unwrap();

@@ -109,6 +109,14 @@ impl Device {
         Device { number, ..Device::gpu(candle_core::Device::Cpu, dtype) }
     }
 
+    /// Where tests run the path of GPUs in this type: on the CPU, and on every GPU of this machine that computes in it.
+    #[cfg(test)]
+    pub(crate) fn present(dtype: DType) -> Vec<Device> {
+        let cards =
+            Device::cuda_cards().chain(Device::metal()).filter_map(|card| card.with_dtype(dtype).ok());
+        std::iter::once(Device::tensors(dtype)).chain(cards).collect()
+    }
+
     /// The first GPU that this build knows and that can be used, otherwise the CPU. Where a GPU cannot be used, standard
     /// error says why, once.
     pub fn best() -> Device {

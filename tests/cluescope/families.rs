@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use cluescope::model::{Batch, Capture, Detail, Logits, Model, Output, Want};
+use cluescope::model::{Batch, Capture, Detail, Device as At, Devices, Logits, Model, Output, Want};
 
 pub(crate) const FAMILIES: [&str; 14] = [
     "llama2",
@@ -29,8 +29,17 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name)
 }
 
+/// On the CPU, whatever else the machine has.
 pub(crate) fn load(path: &Path) -> Model {
-    Model::load(path.to_str().unwrap()).unwrap()
+    Model::load_onto(path.to_str().unwrap(), &At::cpu()).unwrap()
+}
+
+/// In f32 on the CPU and, in a build for GPUs, on every one of this machine.
+pub(crate) fn everywhere(model: &Model) -> Vec<(String, Model)> {
+    let cards = Devices::all_cuda().map(|cards| cards.as_slice().to_vec()).unwrap_or_default();
+    let devices = cards.into_iter().chain(At::metal()).map(|card| card.with_dtype(DType::F32).unwrap());
+    let moved = |device: At| (device.to_string(), model.to_device(&device).unwrap());
+    std::iter::once(At::cpu()).chain(devices).map(moved).collect()
 }
 
 /// What transformers computed.
@@ -125,9 +134,12 @@ fn check(name: &str, model: &Model, expected: &Expected, batched: bool) {
 fn every_family_computes_what_transformers_computes() {
     for name in FAMILIES {
         let folder = fixture(name);
-        let (model, expected) = (load(&folder), Expected::read(&folder));
-        check(name, &model, &expected, false);
-        check(name, &model, &expected, true);
+        let expected = Expected::read(&folder);
+        for (device, model) in everywhere(&load(&folder)) {
+            let name = format!("{name} on {device}");
+            check(&name, &model, &expected, false);
+            check(&name, &model, &expected, true);
+        }
     }
 }
 
@@ -141,8 +153,10 @@ fn every_family_computes_the_same_from_gguf() {
             continue;
         }
         seen += 1;
-        let (model, expected) = (load(&file), Expected::read(&folder));
-        check(&format!("{name} GGUF"), &model, &expected, false);
+        let expected = Expected::read(&folder);
+        for (device, model) in everywhere(&load(&file)) {
+            check(&format!("{name} GGUF on {device}"), &model, &expected, false);
+        }
     }
     assert!(seen >= 8, "only {seen} GGUF fixtures");
 }
@@ -210,8 +224,8 @@ fn every_family_streams_the_attention_it_has_in_memory() {
             if !source.is_file() && !source.join("config.json").is_file() {
                 continue;
             }
-            let source = source.to_str().unwrap();
-            let (whole, streamed) = (Model::load(source).unwrap(), Streamed::open(source).unwrap());
+            let (whole, streamed) = (load(&source), Streamed::open(source.to_str().unwrap()).unwrap());
+            let source = source.display();
             let (a, b) =
                 (whole.attend(&documents, &options).unwrap(), streamed.attend(&documents, &options).unwrap());
             // The same batches, so the same bits; the hash too, so that both find each other's results in the cache.

@@ -23,7 +23,7 @@ pub(crate) fn json(name: &str) -> Value {
 }
 
 pub(crate) fn load_family(family: &str) -> Model {
-    Model::load(fixture(&format!("families/{family}")).to_str().unwrap()).unwrap()
+    crate::families::load(&fixture(&format!("families/{family}")))
 }
 
 fn floats(value: &Value) -> Vec<f32> {

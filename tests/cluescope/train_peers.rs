@@ -6,6 +6,7 @@ use cluescope::model::{Batch, Logits, LoraConfig, Model, Want};
 use cluescope::train::{Adapter, Engine, Finetune, Options, Pass};
 use serde_json::Value;
 
+use crate::families::{everywhere, load};
 use crate::train::{close, corpus, fixture, json, load_family};
 
 const FAMILIES: [&str; 10] =
@@ -28,7 +29,7 @@ fn recorded_lora(family: &str, curve: &Value, model: &Model) -> Model {
             .unwrap();
     assert_eq!(first.len(), adapted.trainable().len(), "{family}");
     for (name, variable) in adapted.trainable() {
-        variable.set(&first[name]).unwrap();
+        variable.set(&first[name].to_device(variable.device()).unwrap()).unwrap();
     }
     adapted
 }
@@ -66,9 +67,11 @@ fn follow(family: &str, kind: &str, model: Model, rows: &Value) -> Engine {
 fn twenty_steps_of_lora_and_full_follow_transformers_and_peft() {
     for family in FAMILIES {
         let curve = json(&format!("training/{family}.json"));
-        let model = load_family(family);
-        follow(family, "lora", recorded_lora(family, &curve, &model), &curve["lora"]);
-        follow(family, "full", model.with_trainable_weights().unwrap(), &curve["full"]);
+        for (device, model) in everywhere(&load_family(family)) {
+            let name = format!("{family} on {device}");
+            follow(&name, "lora", recorded_lora(family, &curve, &model), &curve["lora"]);
+            follow(&name, "full", model.with_trainable_weights().unwrap(), &curve["full"]);
+        }
     }
 }
 
@@ -144,12 +147,7 @@ fn python_reads_what_is_saved_here() {
             close(&ours, &theirs, 1e-4, &format!("{family} {what}"));
         }
         // And back: the merged folder is an ordinary model here, too.
-        close(
-            &logits(&Model::load(merged.to_str().unwrap()).unwrap()),
-            &ours,
-            1e-4,
-            &format!("{family} reloaded"),
-        );
+        close(&logits(&load(&merged)), &ours, 1e-4, &format!("{family} reloaded"));
     }
 }
 
@@ -169,7 +167,6 @@ fn an_adapter_on_any_gguf_type_learns_as_on_the_numbers_it_stands_for() {
         [T::F16, T::BF16, T::Q4_0, T::Q4_1, T::Q5_0, T::Q5_1, T::Q8_0, T::Q2K, T::Q3K, T::Q4K, T::Q5K, T::Q6K]
     {
         let (file, dense) = crate::quantised::quantised_pair(folder.path(), dtype, &tokenizer);
-        let load = |path: &std::path::Path| Model::load(path.to_str().unwrap()).unwrap();
         let (quantised, dense) = (load(&file), load(&dense));
         // It stays as small as its file: nothing keeps a widened copy.
         assert!(quantised.weight_bytes() < dense.weight_bytes() * 6 / 10, "{dtype:?}");

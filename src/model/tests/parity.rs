@@ -1,11 +1,13 @@
-//! The tensor operations that run on a GPU, here on the CPU, beside its own kernels: in f32 they agree to rounding, in bf16
-//! within the tolerances stated in docs/gpu.md.
+//! The tensor operations that run on a GPU, on the CPU and on every GPU of this machine, beside the CPU's own kernels: in f32
+//! they agree to rounding, in bf16 within the tolerances stated in docs/gpu.md.
 
 use super::super::Device as At;
 use super::*;
 
-fn on_tensors(model: &Model, dtype: DType) -> Model {
-    model.to_device(&At::tensors(dtype)).unwrap()
+/// The model wherever tensor operations can run, each time with the device's name.
+fn on_tensors(model: &Model, dtype: DType) -> Vec<(String, Model)> {
+    let moved = |device: At| (device.to_string(), model.to_device(&device).unwrap());
+    At::present(dtype).into_iter().map(moved).collect()
 }
 
 /// Weights as GPT-2 draws them, with what is drawn neutral moved.
@@ -13,7 +15,7 @@ fn calm(config: DecoderConfig) -> Model {
     let model = Model::random("calm", config, tokenizer(40), 41).unwrap().with_trainable_weights().unwrap();
     for (name, var) in model.trainable() {
         let noise =
-            Tensor::from_vec(init::normal(43, name, var.elem_count(), 0.1), var.shape(), &Device::Cpu);
+            Tensor::from_vec(init::normal(43, name, var.elem_count(), 0.1), var.shape(), var.device());
         var.set(&(var.as_tensor().detach() + noise.unwrap()).unwrap()).unwrap();
     }
     model.frozen()
@@ -35,19 +37,20 @@ fn attention_logits_and_log_probabilities_agree() {
         for (dtype, attention, logits, nats) in
             [(DType::F32, 2e-6, 1e-5, 2e-5), (DType::BF16, 0.025, 0.05, 0.05)]
         {
-            let there = on_tensors(&model, dtype);
-            let found = there.forward(&batch, &want).unwrap();
-            let apart = difference(&captured(&found.attention), &captured(&exact.attention));
-            assert!(apart < attention, "{name}, {dtype:?}: attention differs by {apart}");
-            let found = found.logits.unwrap();
-            assert_eq!(found.dtype(), DType::F32);
-            let apart = off(&flat(&found), &flat(exact.logits.as_ref().unwrap()));
-            assert!(apart < logits, "{name}, {dtype:?}: logits differ by {apart} of the largest");
-            let apart = difference(&there.token_log_probs(&batch).unwrap().concat(), &log_probs);
-            assert!(apart < nats, "{name}, {dtype:?}: log probabilities differ by {apart}");
-            let none = vec![None; batch.tokens() - 1].into_iter().chain([Some(3)]).collect::<Vec<_>>();
-            let loss = |m: &Model| m.loss(&batch, &none).unwrap().to_scalar::<f32>().unwrap();
-            assert!((loss(&there) - loss(&model)).abs() < nats, "{name}, {dtype:?}: loss");
+            for (device, there) in on_tensors(&model, dtype) {
+                let found = there.forward(&batch, &want).unwrap();
+                let apart = difference(&captured(&found.attention), &captured(&exact.attention));
+                assert!(apart < attention, "{name}, {device}: attention differs by {apart}");
+                let found = found.logits.unwrap();
+                assert_eq!(found.dtype(), DType::F32);
+                let apart = off(&flat(&found), &flat(exact.logits.as_ref().unwrap()));
+                assert!(apart < logits, "{name}, {device}: logits differ by {apart} of the largest");
+                let apart = difference(&there.token_log_probs(&batch).unwrap().concat(), &log_probs);
+                assert!(apart < nats, "{name}, {device}: log probabilities differ by {apart}");
+                let none = vec![None; batch.tokens() - 1].into_iter().chain([Some(3)]).collect::<Vec<_>>();
+                let loss = |m: &Model| m.loss(&batch, &none).unwrap().to_scalar::<f32>().unwrap();
+                assert!((loss(&there) - loss(&model)).abs() < nats, "{name}, {device}: loss");
+            }
         }
     }
 }
@@ -64,7 +67,7 @@ fn gradients_agree_and_recomputation_changes_no_bit() {
             let adapted = model.with_lora(&lora, 5).unwrap();
             for (name, var) in adapted.trainable() {
                 let values = init::normal(3, name, var.elem_count(), 0.1);
-                var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+                var.set(&Tensor::from_vec(values, var.shape(), var.device()).unwrap()).unwrap();
             }
             adapted
         };
@@ -73,23 +76,33 @@ fn gradients_agree_and_recomputation_changes_no_bit() {
             let pass = |recompute| TrainPass { recompute, dropout_seed: Some(9) };
             let (value, exact) = train(&base).loss_and_gradients(&batch, &targets, &pass(false)).unwrap();
             for (dtype, loss, gradients) in [(DType::F32, 1e-5, 5e-5), (DType::BF16, 0.02, 0.11)] {
-                let there = train(&on_tensors(&base, dtype));
-                let (found, kept) = there.loss_and_gradients(&batch, &targets, &pass(false)).unwrap();
-                assert!((found - value).abs() < loss, "{name}, {way}, {dtype:?}: loss {found}, not {value}");
-                let (again, computed) = there.loss_and_gradients(&batch, &targets, &pass(true)).unwrap();
-                assert_eq!(again, found);
-                let graph = there.loss_with(&batch, &targets, &pass(true)).unwrap();
-                let graph = (graph * 2.0).unwrap().backward().unwrap();
-                assert_eq!(kept.len(), exact.len());
-                for (tensor, gradient) in &kept {
-                    assert_eq!(gradient.dtype(), DType::F32, "trained values and their gradients are f32");
-                    assert_eq!(flat(gradient), flat(&computed[tensor]), "{name}, {way}, {dtype:?}: {tensor}");
-                    let doubled = flat(graph.get(&there.trainable()[tensor]).unwrap());
-                    assert_eq!(flat(&(gradient * 2.0).unwrap()), doubled);
-                    let (a, b) = (flat(gradient), flat(&exact[tensor]));
-                    let largest = b.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
-                    let apart = difference(&a, &b) / largest;
-                    assert!(apart < gradients, "{name}, {way}, {dtype:?}: {tensor} differs by {apart}");
+                for (device, there) in on_tensors(&base, dtype) {
+                    let there = train(&there);
+                    let (found, kept) = there.loss_and_gradients(&batch, &targets, &pass(false)).unwrap();
+                    assert!(
+                        (found - value).abs() < loss,
+                        "{name}, {way}, {device}: loss {found}, not {value}"
+                    );
+                    let (again, computed) = there.loss_and_gradients(&batch, &targets, &pass(true)).unwrap();
+                    assert_eq!(again, found);
+                    let graph = there.loss_with(&batch, &targets, &pass(true)).unwrap();
+                    let graph = (graph * 2.0).unwrap().backward().unwrap();
+                    assert_eq!(kept.len(), exact.len());
+                    for (tensor, gradient) in &kept {
+                        assert_eq!(
+                            gradient.dtype(),
+                            DType::F32,
+                            "trained values and their gradients are f32"
+                        );
+                        let what = format!("{name}, {way}, {device}: {tensor}");
+                        assert_eq!(flat(gradient), flat(&computed[tensor]), "{what}");
+                        let doubled = flat(graph.get(&there.trainable()[tensor]).unwrap());
+                        assert_eq!(flat(&(gradient * 2.0).unwrap()), doubled, "{what}");
+                        let (a, b) = (flat(gradient), flat(&exact[tensor]));
+                        let largest = b.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
+                        let apart = difference(&a, &b) / largest;
+                        assert!(apart < gradients, "{what} differs by {apart}");
+                    }
                 }
             }
         }
@@ -163,13 +176,16 @@ fn quantised_and_narrow_weights_train_an_adapter_as_their_values_do() {
             let model = model.with_lora(&LoraConfig { r: 2, ..LoraConfig::default() }, 1).unwrap();
             model.loss_and_gradients(&batch, &[Some(1); 13], &TrainPass::default()).unwrap()
         };
-        let ((a, exact), (b, found)) = (gradients(&model), gradients(&on_tensors(&model, DType::F32)));
-        assert!((a - b).abs() < 1e-5 * a, "{name}: loss {b}, not {a}");
-        for (tensor, exact) in &exact {
-            let (found, exact) = (flat(&found[tensor]), flat(exact));
-            let largest = exact.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
-            let apart = difference(&found, &exact) / largest;
-            assert!(apart < 5e-5, "{name}: {tensor} differs by {apart}");
+        let (a, exact) = gradients(&model);
+        for (device, there) in on_tensors(&model, DType::F32) {
+            let (b, found) = gradients(&there);
+            assert!((a - b).abs() < 1e-5 * a, "{name}, {device}: loss {b}, not {a}");
+            for (tensor, exact) in &exact {
+                let (found, exact) = (flat(&found[tensor]), flat(exact));
+                let largest = exact.iter().fold(1e-2f32, |m, v| m.max(v.abs()));
+                let apart = difference(&found, &exact) / largest;
+                assert!(apart < 5e-5, "{name}, {device}: {tensor} differs by {apart}");
+            }
         }
     }
 }
@@ -178,7 +194,6 @@ fn quantised_and_narrow_weights_train_an_adapter_as_their_values_do() {
 fn texts_that_grow_are_read_once_on_either_side() {
     for (name, config) in kinds() {
         let model = lively(config, 47);
-        let there = on_tensors(&model, DType::F32);
         let start = ids(6, 40, 5);
         // A prefix in common, parts of different length, none among them, then one sequence twice and one no more.
         let walk = |model: &Model| {
@@ -195,23 +210,27 @@ fn texts_that_grow_are_read_once_on_either_side() {
             all.extend(sequences.log_probs(&next, &wanted).unwrap());
             all
         };
-        let apart = off(&walk(&there), &walk(&model));
-        assert!(apart < 2e-5, "{name}: {apart}");
         let prompts: Vec<Vec<u32>> = [(4, 1), (1, 2), (7, 3), (4, 4)]
             .map(|(n, seed)| [start.clone(), ids(n, 40, seed)].concat())
             .to_vec();
         let options = Generate { max_new_tokens: 12, stop_at_newline: true };
-        assert_eq!(there.generate(&prompts, &options).unwrap(), model.generate(&prompts, &options).unwrap());
         let rests =
             vec![vec![ids(3, 40, 1), ids(1, 40, 2)], vec![], vec![ids(2, 40, 3)], vec![ids(4, 40, 4)]];
         let of = |model: &Model| model.continuation_log_probs(&prompts, &rests).unwrap();
-        let (found, exact) = (of(&there), of(&model));
-        let flat = |rows: &[Vec<Vec<f32>>]| rows.iter().flatten().flatten().copied().collect::<Vec<f32>>();
-        assert!(difference(&flat(&found), &flat(&exact)) < 5e-5, "{name}");
-        // What each reads in pieces is what it reads as a whole.
-        let whole = [prompts[3].as_slice(), &rests[3][0]].concat();
-        let whole = there.token_log_probs(&Batch::new(&[whole])).unwrap().remove(0);
-        assert!(difference(&found[3][0], &whole[prompts[3].len()..]) < 5e-5, "{name}");
+        let all = |rows: &[Vec<Vec<f32>>]| rows.iter().flatten().flatten().copied().collect::<Vec<f32>>();
+        let (walked, answers, exact) =
+            (walk(&model), model.generate(&prompts, &options).unwrap(), of(&model));
+        for (device, there) in on_tensors(&model, DType::F32) {
+            let apart = off(&walk(&there), &walked);
+            assert!(apart < 2e-5, "{name}, {device}: {apart}");
+            assert_eq!(there.generate(&prompts, &options).unwrap(), answers, "{name}, {device}");
+            let found = of(&there);
+            assert!(difference(&all(&found), &all(&exact)) < 5e-5, "{name}, {device}");
+            // What each reads in pieces is what it reads as a whole.
+            let whole = [prompts[3].as_slice(), &rests[3][0]].concat();
+            let whole = there.token_log_probs(&Batch::new(&[whole])).unwrap().remove(0);
+            assert!(difference(&found[3][0], &whole[prompts[3].len()..]) < 5e-5, "{name}, {device}");
+        }
     }
 }
 
@@ -219,10 +238,12 @@ fn texts_that_grow_are_read_once_on_either_side() {
 fn bf16_generates_and_a_long_text_is_read_in_blocks() {
     let config = DecoderConfig { max_positions: 1200, ..small() };
     let model = calm(config);
-    let narrow = on_tensors(&model, DType::BF16);
     let prompts = [ids(11, 40, 1), ids(3, 40, 2)];
     let options = Generate { max_new_tokens: 4, stop_at_newline: false };
-    assert!(narrow.generate(&prompts, &options).unwrap().iter().all(|answer| answer.len() == 4));
+    for (device, narrow) in on_tensors(&model, DType::BF16) {
+        let answers = narrow.generate(&prompts, &options).unwrap();
+        assert!(answers.iter().all(|answer| answer.len() == 4), "{device}");
+    }
     let batch = Batch::new(&[ids(1100, 40, 1), ids(70, 40, 2)]);
     let want = Want::capture(Capture {
         detail: Detail::Head,
@@ -232,6 +253,8 @@ fn bf16_generates_and_a_long_text_is_read_in_blocks() {
         depth: None,
     });
     let exact = model.forward(&batch, &want).unwrap().attention;
-    let found = on_tensors(&model, DType::F32).forward(&batch, &want).unwrap().attention;
-    assert!(difference(&captured(&found), &captured(&exact)) < 2e-6);
+    for (device, there) in on_tensors(&model, DType::F32) {
+        let found = there.forward(&batch, &want).unwrap().attention;
+        assert!(difference(&captured(&found), &captured(&exact)) < 2e-6, "{device}");
+    }
 }
