@@ -63,18 +63,30 @@ impl Hub {
     /// # Errors
     /// [`Error::Model`] saying what to do: not an id, not found, gated, offline, no safetensors, or damaged on the way.
     pub fn fetch(&self, source: &str) -> Result<PathBuf> {
+        self.get(source, Files::All)
+    }
+
+    /// [`Hub::fetch`] of a checkpoint's configuration and tokenizer alone; a GGUF is one file and comes whole.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`], but for those about weights.
+    pub fn fetch_tokenizer(&self, source: &str) -> Result<PathBuf> {
+        self.get(source, Files::Small)
+    }
+
+    fn get(&self, source: &str, wanted: Files) -> Result<PathBuf> {
         let id = Id::parse(source)?;
         let cached = self.cached(&id);
-        if let Some(found) = id.complete(source, &cached, self.offline)? {
+        if let Some(found) = id.complete(source, &cached, self.offline, wanted)? {
             return Ok(found);
         }
         let (download, names) = self.look(source, &id)?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let found = match &id.file {
             Some(file) => download.file(download.listed(file, &names)?)?,
-            None => download.checkpoint(&names)?,
+            None => download.checkpoint(&names, wanted)?,
         };
-        // Only now does the branch's name point at this commit: a cache entry is whole or absent.
+        // Only now does the branch's name point at this commit: a cache entry has what was asked for or is absent.
         cached.create_ref(download.repo.revision()).map_err(Error::io(&self.cache))?;
         Ok(found)
     }
@@ -85,7 +97,7 @@ impl Hub {
     /// As [`Hub::fetch`].
     pub fn weight_bytes(&self, source: &str) -> Result<u64> {
         let id = Id::parse(source)?;
-        if let Some(found) = id.complete(source, &self.cached(&id), self.offline)? {
+        if let Some(found) = id.complete(source, &self.cached(&id), self.offline, Files::All)? {
             return bytes_of_weights(&found);
         }
         let (download, names) = self.look(source, &id)?;
@@ -162,6 +174,14 @@ impl Hub {
     }
 }
 
+/// Which files of a checkpoint are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    All,
+    /// All but the weights.
+    Small,
+}
+
 /// A parsed hub id.
 #[derive(Debug, PartialEq, Eq)]
 struct Id {
@@ -215,7 +235,13 @@ impl Id {
     /// Start and end tokens are settings of the optional files, so one that is missing must be known to be missing from the
     /// hub too, or every text would silently begin with another token. Offline, where nobody can be asked, the end
     /// tokens of `config.json` have to do.
-    fn complete(&self, source: &str, cached: &CacheRepo, offline: bool) -> Result<Option<PathBuf>> {
+    fn complete(
+        &self,
+        source: &str,
+        cached: &CacheRepo,
+        offline: bool,
+        wanted: Files,
+    ) -> Result<Option<PathBuf>> {
         if let Some(file) = &self.file {
             return Ok(cached.get(file));
         }
@@ -231,7 +257,7 @@ impl Id {
         if !asked.iter().all(known) {
             return Ok(None);
         }
-        let whole = if folder.join(SINGLE).exists() {
+        let whole = if wanted == Files::Small || folder.join(SINGLE).exists() {
             true
         } else if folder.join(INDEX).exists() {
             read_index(&folder.join(INDEX))?.0.iter().all(|shard| folder.join(shard).exists())
@@ -314,10 +340,11 @@ impl Download<'_> {
         Ok(read_index(&self.file(INDEX)?)?.0)
     }
 
-    fn checkpoint(&self, names: &[&str]) -> Result<PathBuf> {
+    fn checkpoint(&self, names: &[&str], wanted: Files) -> Result<PathBuf> {
         let has = |name: &str| names.contains(&name);
         let refuse = |message: String| Err(Error::model(self.source, message));
-        let weights = self.weights(names)?;
+        // Also asked where they are not wanted but may explain what is missing: a repository of GGUF files has neither.
+        let weights = if wanted == Files::All || !has(CONFIG) { self.weights(names)? } else { Vec::new() };
         for (file, what) in [(CONFIG, "configuration"), (TOKENIZER, "fast tokenizer")] {
             if !has(file) {
                 return refuse(format!("has no {file}, so no {what}"));

@@ -46,15 +46,32 @@ impl Model {
         open(source, &Hub::from_env())?.load(device)
     }
 
-    /// The tokenizer of what [`Model::load`] would load; no weight is read.
+    /// The tokenizer of what [`Model::load`] would load; no weight is read, nor downloaded unless it is in one file with
+    /// the tokenizer, as in a GGUF.
     ///
     /// # Errors
     /// As [`Model::load`], but for those about weights.
     pub fn load_tokenizer(source: &str) -> Result<Tokenizer> {
-        let opened = open(source, &Hub::from_env())?;
-        opened.config.validate(&opened.name)?;
-        tokenizer_fits(&opened.name, &opened.tokenizer, &opened.config)?;
-        Ok(opened.tokenizer)
+        Model::load_tokenizer_from(source, &Hub::from_env())
+    }
+
+    /// [`Model::load_tokenizer`] with explicit settings for the hub.
+    ///
+    /// # Errors
+    /// As [`Model::load_tokenizer`].
+    pub fn load_tokenizer_from(source: &str, hub: &Hub) -> Result<Tokenizer> {
+        let path = Path::new(source);
+        let found = if path.exists() { path.to_path_buf() } else { hub.fetch_tokenizer(source)? };
+        let (config, tokenizer) = if found.is_dir() {
+            let small = small_files(source, &found)?;
+            (Family::read_config(source, &small.config_path, &small.config)?.1, small.tokenizer)
+        } else {
+            let opened = open_file(source, &found)?;
+            (opened.config, opened.tokenizer)
+        };
+        config.validate(source)?;
+        tokenizer_fits(source, &tokenizer, &config)?;
+        Ok(tokenizer)
     }
 
     /// A model from the contents of its files in memory, such as those built into a program.
@@ -112,28 +129,29 @@ impl Opened {
 /// Finds `source` as [`Model::load`] describes it.
 pub(super) fn open(source: &str, hub: &Hub) -> Result<Opened> {
     let path = Path::new(source);
-    let extension = files::extension(path);
-    if path.is_dir() {
-        return load_folder(source, path);
-    }
-    if path.is_file() {
-        return match extension.as_str() {
-            "gguf" => load_gguf(source, path),
-            "safetensors" => Err(Error::model(
-                source,
-                "give the folder that holds it, with config.json and tokenizer.json",
-            )),
-            "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Error::model(source, pickle_message(source))),
-            _ => Err(Error::model(source, "is neither a folder nor a .gguf file")),
-        };
-    }
-    match hub.fetch(source)? {
-        found if found.is_dir() => load_folder(source, &found),
-        found => load_gguf(source, &found),
+    let found = if path.exists() { path.to_path_buf() } else { hub.fetch(source)? };
+    if found.is_dir() { load_folder(source, &found) } else { open_file(source, &found) }
+}
+
+fn open_file(name: &str, path: &Path) -> Result<Opened> {
+    match files::extension(path).as_str() {
+        "gguf" => load_gguf(name, path),
+        "safetensors" => {
+            Err(Error::model(name, "give the folder that holds it, with config.json and tokenizer.json"))
+        }
+        "bin" | "pt" | "pth" | "ckpt" | "pkl" => Err(Error::model(name, pickle_message(name))),
+        _ => Err(Error::model(name, "is neither a folder nor a .gguf file")),
     }
 }
 
-fn load_folder(name: &str, folder: &Path) -> Result<Opened> {
+/// What a checkpoint's folder holds beside the weights.
+struct SmallFiles {
+    config_path: PathBuf,
+    config: Value,
+    tokenizer: Tokenizer,
+}
+
+fn small_files(name: &str, folder: &Path) -> Result<SmallFiles> {
     let config_path = folder.join("config.json");
     if !config_path.is_file() {
         let hint = if folder.join("adapter_config.json").is_file() {
@@ -151,7 +169,11 @@ fn load_folder(name: &str, folder: &Path) -> Result<Opened> {
     }
     // Before the weights: whatever is wrong with the small files is said at once.
     Family::read_config(name, &config_path, &config)?;
-    let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
+    Ok(SmallFiles { tokenizer: Tokenizer::from_file(&tokenizer_path)?, config_path, config })
+}
+
+fn load_folder(name: &str, folder: &Path) -> Result<Opened> {
+    let SmallFiles { config_path, config, tokenizer } = small_files(name, folder)?;
     from_parts(name, &config_path, &config, tokenizer, Tensors::open_folder(folder)?)
 }
 

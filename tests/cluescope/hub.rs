@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use cluescope::model::{Hub, Model};
+use cluescope::tokens::Tokenizer;
 use sha2::{Digest, Sha256};
 
 use crate::families::fixture;
@@ -272,6 +273,45 @@ fn the_size_of_weights_is_known_before_they_are_downloaded() {
     Model::load_from(REPO, &hub).unwrap();
     let offline = Hub { offline: true, ..hub };
     assert_eq!(offline.weight_bytes(REPO).unwrap(), shards, "from the cache");
+}
+
+#[test]
+fn a_tokenizer_is_downloaded_without_weights_which_come_later() {
+    for fixture_name in ["smollm2", "smollm2-sharded"] {
+        let server = Server::of(fixture_name);
+        let cache = tempfile::tempdir().unwrap();
+        let hub = server.hub(cache.path());
+        let offline = Hub { offline: true, ..hub.clone() };
+        let ids = |tokenizer: &Tokenizer| tokenizer.encode("Ann Lee").unwrap().ids;
+        let alone = Model::load_tokenizer_from(REPO, &hub).unwrap();
+        let requests = server.requests();
+        assert_eq!(ids(&Model::load_tokenizer_from(REPO, &offline).unwrap()), ids(&alone));
+        assert_eq!(ids(&Model::load_tokenizer_from(REPO, &hub).unwrap()), ids(&alone));
+        assert_eq!(server.requests(), requests, "from the cache");
+        server.set(|s| assert!(s.seen.iter().all(|line| !line.contains("safetensors")), "{:?}", s.seen));
+        // What is there passes for no model.
+        let message = Model::load_from(REPO, &offline).unwrap_err().to_string();
+        assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
+        assert_eq!(ids(Model::load_from(REPO, &hub).unwrap().tokenizer()), ids(&alone));
+    }
+    // Its weights cannot be read, its tokenizer can.
+    let server = Server::of("smollm2");
+    server.set(|s| {
+        let weights = s.files.remove("model.safetensors").unwrap();
+        s.files.insert("pytorch_model.bin".into(), weights);
+    });
+    let cache = tempfile::tempdir().unwrap();
+    Model::load_tokenizer_from(REPO, &server.hub(cache.path())).unwrap();
+    // One file holds everything, and a repository of such files is told apart from one without a tokenizer.
+    let server = Server::of("smollm2");
+    server.set(|s| {
+        s.files.clear();
+        s.files.insert("tiny.gguf".into(), std::fs::read(fixture("smollm2").join("model.gguf")).unwrap());
+    });
+    let hub = server.hub(&cache.path().join("gguf"));
+    Model::load_tokenizer_from(&format!("{REPO}/tiny.gguf"), &hub).unwrap();
+    let message = Model::load_tokenizer_from(REPO, &hub).unwrap_err().to_string();
+    assert!(message.contains("holds GGUF files; name one"), "{message}");
 }
 
 #[test]
