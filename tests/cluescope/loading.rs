@@ -63,7 +63,7 @@ fn unsupported_models_are_refused_by_name_and_reason() {
 
 /// What one text's attention by a model of this folder ends in, read whole or from disk block by block.
 fn attention_fails(folder: &Path, streamed: bool) -> String {
-    let (source, people) = (folder.to_str().unwrap(), crate::contrast::people());
+    let (source, people) = (folder.to_str().unwrap(), crate::toys::people());
     let options = Attend::new().cache(Cache::Off);
     let attended = if streamed {
         Streamed::open(source).unwrap().attend(&people.documents, &options)

@@ -2,8 +2,10 @@
 
 mod architecture;
 mod attend;
+mod attention;
 mod augment;
 mod commands;
+mod conditions;
 mod contrast;
 mod contrast_command;
 mod corpus;
@@ -21,6 +23,7 @@ mod pictures;
 mod quantised;
 mod report;
 mod second_opinion;
+mod toys;
 mod train;
 mod train_peers;
 mod traps;

@@ -6,7 +6,8 @@ use cluescope::contrast::{ContrastText, Contrasting, ModelPair, Row, rank_descen
 use cluescope::corpus::{Corpus, Document};
 use cluescope::report::{Colours, HeadsPicture, Kind, PlanPicture, ProbeFigure, Table, TextPicture};
 
-use super::contrast::{contrast, pair, people, plain};
+use super::contrast::contrast;
+use super::toys::{pair, people, plain};
 
 #[test]
 fn figures_count_every_text_once_a_rank() {
