@@ -52,6 +52,7 @@ pub mod provenance;
 pub mod random;
 pub mod report;
 mod spread;
+mod text;
 pub mod tokens;
 pub mod train;
 

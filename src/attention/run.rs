@@ -16,7 +16,7 @@ use super::window::window_of_probe;
 use super::{Attended, AttendedText, store};
 use crate::corpus::Document;
 use crate::error::{Error, Result};
-use crate::model::{Batch, Capture, CapturedText, Device, Model};
+use crate::model::{Batch, Capture, CapturedText, Model};
 use crate::progress::{Progress, check_interrupt};
 use crate::provenance::{Provenance, content_hash};
 use crate::spread::spread;
@@ -141,8 +141,7 @@ fn provenance(model: &dyn Reader, documents: &[Document], options: &Attend) -> P
     for (name, value) in options.describe(context) {
         provenance = provenance.option(name, value);
     }
-    let arithmetic = model.device().arithmetic();
-    if arithmetic != Device::cpu().arithmetic() {
+    if let Some(arithmetic) = model.device().noted_arithmetic() {
         provenance = provenance.option("device", arithmetic);
     }
     provenance.option("corpus", corpus_hash(documents))
@@ -390,7 +389,7 @@ mod tests {
 
     use super::*;
     use crate::attention::{Cache, Per};
-    use crate::model::{DecoderConfig, Devices};
+    use crate::model::{DecoderConfig, Device, Devices};
     use crate::tokens::Tokenizer;
 
     /// A model of random weights, and texts of many lengths, one of them long and one there twice.

@@ -201,7 +201,8 @@ impl Augment {
         self.copies.unwrap_or(if matches!(self.policy, Policy::Plain) { 0 } else { 10 })
     }
 
-    fn check(&self) -> Result<()> {
+    /// Refuses options out of range.
+    pub(crate) fn check(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.alpha) {
             return Err(Error::option("alpha", self.alpha, "a probability, 0 to 1"));
         }

@@ -1,5 +1,6 @@
 //! `cluescope augment`: a training corpus with thinned-out or rearranged copies.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cluescope::augment::{ALPHA, Augment, BETA, Eda, Pieces, Protect, Removal, Synonyms};
@@ -25,19 +26,19 @@ pub(crate) struct Args {
     /// For `random` without a guide: tokenizer.json, or the model whose tokens are dropped
     #[arg(long)]
     tokenizer: Option<String>,
-    /// Cap of the drop probability; the paper tried 0.6 and 0.7
-    #[arg(long, default_value_t = ALPHA)]
-    alpha: f64,
-    /// How fast it rises with rank; the paper tried 0.005 to 0.05
-    #[arg(long, default_value_t = BETA)]
-    beta: f64,
+    /// For `guide` and `random`: cap of the drop probability; the paper tried 0.6 and 0.7 [default: 0.6]
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// For `guide`: how fast it rises with rank; the paper tried 0.005 to 0.05 [default: 0.05]
+    #[arg(long)]
+    beta: Option<f64>,
     /// Copies of each text; 10, and 0 for `plain`, when left out
     #[arg(long)]
     copies: Option<usize>,
     /// Leave the originals out
     #[arg(long)]
     without_originals: bool,
-    /// Tokens never dropped: punctuation, comma-and-stop, facts, or the name of a field
+    /// For `guide` and `random`: tokens never dropped: punctuation, comma-and-stop, facts, or the name of a field
     #[arg(long, num_args = 1..)]
     protect: Vec<String>,
     /// Write blanks where characters were dropped, instead of closing the gap
@@ -49,9 +50,9 @@ pub(crate) struct Args {
     /// As the published script: keep with probability alpha when random, spare `,` and `.`, leave blanks and no originals
     #[arg(long)]
     as_released: bool,
-    /// For `eda`: share of words each operation changes
-    #[arg(long, default_value_t = 0.1)]
-    share: f64,
+    /// For `eda`: share of words each operation changes [default: 0.1]
+    #[arg(long)]
+    share: Option<f64>,
     /// For `eda`: a dictionary, `word: synonym, synonym` a line
     #[arg(long)]
     synonyms: Option<PathBuf>,
@@ -101,8 +102,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `--protect` knows beside the names of facts.
+const CLASSES: [&str; 3] = ["punctuation", "comma-and-stop", "facts"];
+
 impl Args {
     fn augment(&self, documents: &[Document]) -> anyhow::Result<Augment> {
+        self.refuse_idle_options(documents)?;
         let guide = match &self.guide {
             Some(path) => Some(GuideText::read(path, documents)?),
             None => None,
@@ -128,7 +133,7 @@ impl Args {
             (Policy::Plain, None) => Augment::plain(),
             (Policy::Eda, None) => {
                 let synonyms = self.synonyms.as_ref().map(Synonyms::read).transpose()?;
-                Augment::eda(Eda { share: self.share, synonyms })
+                Augment::eda(Eda { share: self.share.unwrap_or(0.1), synonyms })
             }
             (Policy::ShuffleSentences, None) => Augment::shuffle_sentences(),
             (Policy::PermuteBiographies, None) => Augment::permute_biographies(),
@@ -154,7 +159,44 @@ impl Args {
             "facts" => Protect::Facts,
             field => Protect::Field(field.into()),
         });
-        Ok(augment.protect(protect).alpha(self.alpha).beta(self.beta).seed(self.seed))
+        let (alpha, beta) = (self.alpha.unwrap_or(ALPHA), self.beta.unwrap_or(BETA));
+        Ok(augment.protect(protect).alpha(alpha).beta(beta).seed(self.seed))
+    }
+
+    /// Refuses what the policy would not look at, and the protection of facts that no text marks.
+    fn refuse_idle_options(&self, documents: &[Document]) -> anyhow::Result<()> {
+        let drops = matches!(self.policy, Policy::Random | Policy::Guide);
+        let eda = matches!(self.policy, Policy::Eda);
+        let (dropping, words) = ("only with `guide` and `random`, which drop tokens", "only with `eda`");
+        for (name, given, used, expected) in [
+            ("--alpha", self.alpha.is_some(), drops, dropping),
+            ("--beta", self.beta.is_some(), matches!(self.policy, Policy::Guide), "only with `guide`"),
+            ("--protect", !self.protect.is_empty(), drops, dropping),
+            ("--blanks", self.blanks, drops, dropping),
+            ("--any-piece", self.any_piece, drops, dropping),
+            ("--as-released", self.as_released, drops, dropping),
+            ("--share", self.share.is_some(), eda, words),
+            ("--synonyms", self.synonyms.is_some(), eda, words),
+            (
+                "--tokenizer",
+                self.tokenizer.is_some(),
+                matches!(self.policy, Policy::Random) && self.guide.is_none(),
+                "only with `random`, and without --guide, which has tokens of its own",
+            ),
+        ] {
+            if given && !used {
+                return Err(Error::option(name, "given", expected).into());
+            }
+        }
+        let marked: BTreeSet<&str> =
+            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+        for name in self.protect.iter().filter(|name| !CLASSES.contains(&name.as_str())) {
+            if !marked.contains(name.as_str()) {
+                let facts: Vec<&str> = CLASSES.into_iter().chain(marked).collect();
+                return Err(Error::option("--protect", name, format!("one of {}", facts.join(", "))).into());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -86,8 +86,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
-    if args.heads_html.is_some() && !known(&args.fact) {
-        let expected = "a fact marked in at least one text, for --heads-html";
+    let marks_none = corpus.documents.iter().all(|d| d.spans.is_empty());
+    if args.figures.is_some() && marks_none {
+        let expected = "left out: the figures are of the places where facts are about to be told, and the corpus marks none";
+        return Err(cluescope::Error::option("--figures", "given", expected).into());
+    }
+    let heads = args.heads_html.is_some() || args.figures.is_some() && matches!(args.per, Some(Part::Head));
+    if heads && !known(&args.fact) {
+        let expected = "a fact marked in at least one text, for the heads";
         return Err(cluescope::Error::option("--fact", &args.fact, expected).into());
     }
     // Three numbers a token, and where it lies.

@@ -83,7 +83,7 @@ pub(crate) fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", message(&error));
+            eprintln!("error: {}", cluescope::report::tame(&message(&error)));
             let interrupted = matches!(error.downcast_ref(), Some(cluescope::Error::Interrupted));
             ExitCode::from(if interrupted { 130 } else { 1 })
         }

@@ -64,12 +64,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         quiz = quiz.checkpoint(kept);
     }
     let model = args.adapter.apply(args.model.load()?)?;
+    let resumed = kept.as_ref().is_some_and(|kept| kept.exists());
     let start = Instant::now();
     let mut result = model.quiz(&corpus, quiz)?;
     let seconds = start.elapsed().as_secs_f64();
     result.provenance.command = super::command_line();
     print!("{result}");
-    println!("{} questions answered in {seconds:.2} s", result.answers.len());
+    let since = if resumed { "s since they were taken up again" } else { "s" };
+    println!("{} questions answered in {seconds:.2} {since}", result.answers.len());
     if let Some(path) = &args.out {
         result.write(path)?;
         println!("{} answers: {}", result.answers.len(), path.display());

@@ -11,7 +11,7 @@ use cluescope::contrast::{ModelPair, load_model};
 use cluescope::corpus::Corpus;
 use cluescope::evaluate::Bootstrap;
 use cluescope::experiment::{
-    self, Cell, Condition, Models, Outcome, PairRunner, Protocol, Student, Summary, Texts,
+    self, Cell, Condition, Models, Outcome, PairRunner, Protocol, Stage, Student, Summary, Texts,
 };
 use cluescope::files::make_ready;
 use cluescope::report::{clues, experiment_page, experiment_tables, verdicts};
@@ -171,6 +171,10 @@ impl Args {
         set(&mut p.few_shot, self.few_shot);
         set(&mut p.distractors, self.distractors);
         p.validate()?;
+        if let Some(noise) = self.noise.filter(|_| !p.conditions.contains(&Condition::Denoising)) {
+            let expected = "left out, unless denoising is among the conditions: no other has noise";
+            return Err(Error::option("--noise", noise, expected).into());
+        }
         for (name, given) in [("--alpha", &self.alpha), ("--beta", &self.beta), ("--lr", &self.lr)] {
             if let Some(values) = given.as_ref().filter(|v| v.len() > 1 && p.tuning_people == 0) {
                 let expected = "one value, or --tuning-people (--tuning-corpus) on whom to choose";
@@ -184,8 +188,10 @@ impl Args {
     fn conditions(&self, p: &Protocol, own: Option<&Own>) -> anyhow::Result<Vec<Condition>> {
         let chosen = p.large_heads != Heads::All || p.small_heads != Heads::All;
         if self.conditions == ["all"] {
-            // Texts of one's own may mark no facts; then they have no probes to follow.
-            let marked = own.is_none_or(|own| own.reported.documents.iter().all(|d| !d.spans.is_empty()));
+            // Texts of one's own may mark no facts to ask about, or nothing before them; then they have no probes to follow.
+            let marked = own.is_none_or(|own| {
+                [&own.reported, &own.tuning].iter().all(|corpus| experiment::has_probes(corpus))
+            });
             let possible = |condition: &Condition| match condition {
                 Condition::ProbeDifference => marked || !p.guide_probe.is_empty(),
                 Condition::HeadsDifference => chosen,
@@ -310,7 +316,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// model's attention.
 fn guided(outcome: &Outcome) -> Vec<&Cell> {
     let rows = || outcome.rows.iter().map(|row| &row.cell);
-    let failed = || outcome.failed.iter().map(|failed| &failed.cell);
+    let failed = || outcome.failed.iter().map(|failed| &failed.cell).filter(|c| c.stage == Stage::Report);
     let looking = || rows().chain(failed()).filter(|cell| cell.condition.looks());
     let mut cells: Vec<&Cell> = Vec::new();
     for cell in looking().filter(|cell| cell.condition.is_difference()) {

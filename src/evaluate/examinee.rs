@@ -13,6 +13,12 @@ pub trait Examinee {
     /// Identifies the weights.
     fn hash(&self) -> &str;
 
+    /// On which kind of device and in which type it computes, unless on the CPU in f32: answers of one are not those of
+    /// another.
+    fn arithmetic(&self) -> Option<String> {
+        None
+    }
+
     /// The most tokens one text may have, prompt and answer together.
     fn max_positions(&self) -> usize;
 
@@ -69,6 +75,10 @@ impl Examinee for Model {
 
     fn hash(&self) -> &str {
         Model::hash(self)
+    }
+
+    fn arithmetic(&self) -> Option<String> {
+        self.device().noted_arithmetic()
     }
 
     fn max_positions(&self) -> usize {

@@ -151,13 +151,16 @@ pub fn quiz(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<Qui
     }
     kept.save()?;
     let answers = asked.into_iter().enumerate().map(|(i, asked)| asked.finish(kept.take(i))).collect();
-    let provenance = Provenance::new("quiz")
+    let mut provenance = Provenance::new("quiz")
         .model(examinee.name(), examinee.hash())
         .option("few_shot", quiz.few_shot)
         .option("seed", quiz.seed)
         .option("max_new_tokens", quiz.max_new_tokens)
         .option("distractors", quiz.distractors)
         .option("open_book", quiz.open_book);
+    if let Some(arithmetic) = examinee.arithmetic() {
+        provenance = provenance.option("device", arithmetic);
+    }
     Ok(QuizResult { answers, provenance })
 }
 
@@ -323,7 +326,8 @@ fn identity(examinee: &dyn Examinee, quiz: &Quiz, asked: &[Asked]) -> Result<Str
         std::iter::once(ids(&a.prompt)).chain(rests).collect::<Vec<_>>()
     });
     let head = [examinee.hash().as_bytes().to_vec(), settings];
-    Ok(content_hash(head.into_iter().chain(questions)))
+    let arithmetic = examinee.arithmetic().map(String::into_bytes);
+    Ok(content_hash(head.into_iter().chain(arithmetic).chain(questions)))
 }
 
 /// Tokens that `prompt` and `whole` begin with alike; at least one stays for the answer.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::interval::Cells;
 use crate::error::Result;
 use crate::provenance::Provenance;
+use crate::text::tame;
 
 /// Edges of the distance bins, in characters between the name and the answer.
 pub const DISTANCE_EDGES: [usize; 7] = [0, 25, 50, 100, 150, 200, 300];
@@ -210,6 +211,7 @@ impl std::fmt::Display for QuizResult {
     /// A table by field for terminals and logs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut rows = self.by_field();
+        rows.iter_mut().for_each(|(field, _)| *field = tame(field));
         if rows.len() > 1 {
             rows.push(("all".into(), self.total()));
         }

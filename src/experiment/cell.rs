@@ -36,6 +36,9 @@ pub struct Cell {
     /// Content hash of the third model, where it is the student.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub third: Option<String>,
+    /// Where they compute and in which type, unless on the CPU in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<String>,
     /// Content hash of the texts and questions.
     pub corpus: String,
     /// Content hash of the texts for perplexity.
@@ -105,6 +108,7 @@ impl Cell {
             stage,
             models: inputs.models.clone(),
             third: inputs.third.clone().filter(|_| student == Student::Third),
+            arithmetic: inputs.arithmetic.clone(),
             corpus: if stage == Stage::Tune { inputs.tuning.clone() } else { inputs.reported.clone() },
             held_out: inputs.held_out.clone(),
             student,
@@ -201,6 +205,8 @@ pub struct Inputs {
     pub models: [String; 2],
     /// A third model that is trained.
     pub third: Option<String>,
+    /// Where they compute and in which type, unless on the CPU in f32 ([`Device::noted_arithmetic`](crate::model::Device)).
+    pub arithmetic: Option<String>,
     /// Texts and questions of the reported cells.
     pub reported: String,
     /// Texts and questions, about others, on which options are chosen.
@@ -232,5 +238,25 @@ pub trait Runner: Send {
     /// When a device has no room.
     fn workers(&mut self) -> Result<Vec<(String, Box<dyn Runner>)>> {
         Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::Store;
+
+    /// Numbers of a GPU or another type do not stand in for those of the CPU, whose cells are named as ever.
+    #[test]
+    fn cells_of_another_arithmetic_are_other_cells() {
+        let [cpu, card] = [None, Some("cuda bf16".to_string())].map(|arithmetic| {
+            let [small, large, reported, tuning, held_out] = ["s", "l", "r", "t", "h"].map(String::from);
+            let inputs =
+                Inputs { models: [small, large], third: None, arithmetic, reported, tuning, held_out };
+            let arm = (Student::Small, Condition::Random);
+            Cell::new(&Protocol::nano(), &inputs, Stage::Report, arm, 1, (0.6, 0.05, 1e-3))
+        });
+        assert_ne!(Store::key(&cpu).unwrap(), Store::key(&card).unwrap());
+        assert!(!serde_json::to_string(&cpu).unwrap().contains("arithmetic"));
     }
 }

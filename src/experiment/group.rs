@@ -62,27 +62,14 @@ impl Group {
 
     /// Refuses texts without the probes that are to guide.
     pub(super) fn check_probes(&self, named: &[String]) -> Result<()> {
-        Contrasting::new().guide(self.probes(named)).check(&self.corpus.documents)
-    }
-
-    /// The probes of the facts named, or of all that are asked about.
-    fn probes(&self, named: &[String]) -> Guide {
-        if !named.is_empty() {
-            return Guide::Probe(named.to_vec());
-        }
-        let Corpus { questions, documents, .. } = &self.corpus;
-        let mut facts: Vec<String> = questions.iter().map(|question| question.field.clone()).collect();
-        facts.sort();
-        facts.dedup();
-        facts.retain(|fact| documents.iter().flat_map(|d| &d.spans).any(|span| span.field == *fact));
-        Guide::Probe(facts)
+        Contrasting::new().guide(probes(&self.corpus, named)).check(&self.corpus.documents)
     }
 
     fn looking(&self, cell: &Cell) -> Looking {
         Looking {
             released: cell.condition.released(),
             guide: match cell.condition {
-                Condition::ProbeDifference => self.probes(&cell.guide_probe),
+                Condition::ProbeDifference => probes(&self.corpus, &cell.guide_probe),
                 _ => Guide::Received,
             },
             heads: cell.heads.clone().unwrap_or_default(),
@@ -177,4 +164,24 @@ fn side(contrast: &Contrast, which: Student) -> Vec<GuideText> {
         GuideText::new(&text.id, text.offsets.clone(), score(text)).for_text(&text.text)
     };
     contrast.texts.iter().map(guide).collect()
+}
+
+/// The probes of the facts named, or of all that are asked about.
+fn probes(corpus: &Corpus, named: &[String]) -> Guide {
+    if !named.is_empty() {
+        return Guide::Probe(named.to_vec());
+    }
+    let Corpus { questions, documents, .. } = corpus;
+    let mut facts: Vec<String> = questions.iter().map(|question| question.field.clone()).collect();
+    facts.sort();
+    facts.dedup();
+    facts.retain(|fact| documents.iter().flat_map(|d| &d.spans).any(|span| span.field == *fact));
+    Guide::Probe(facts)
+}
+
+/// Whether every text has a probe of a fact that is asked about, which [`Condition::ProbeDifference`] follows; so has a
+/// corpus without texts.
+pub fn has_probes(corpus: &Corpus) -> bool {
+    let guide = probes(corpus, &[]);
+    corpus.documents.is_empty() || Contrasting::new().guide(guide).check(&corpus.documents).is_ok()
 }

@@ -37,6 +37,7 @@ mod summary;
 
 pub use cell::{Cell, Failed, Inputs, LossPoint, Measured, Row, Runner, Stage};
 pub use condition::{Condition, Student, Texts};
+pub use group::has_probes;
 pub use outcome::Outcome;
 pub use pair_runner::{Models, PairRunner};
 pub use protocol::{Criterion, Protocol};

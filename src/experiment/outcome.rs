@@ -115,10 +115,14 @@ impl Outcome {
             ("summary", summary_frame(summary)?),
             ("differences", differences_frame(summary)?),
         ];
-        if !self.tuning.is_empty() {
+        if self.tuning.is_empty() {
+            remove_table(folder, "tuning")?;
+        } else {
             tables.push(("tuning", self.tuning_frame()?));
         }
-        if !self.failed.is_empty() {
+        if self.failed.is_empty() {
+            remove_table(folder, "failed")?;
+        } else {
             tables.push(("failed", self.failed_frame()?));
         }
         let mut paths = Vec::new();
@@ -259,4 +263,16 @@ fn text<'a, T>(name: &str, rows: &'a [T], get: impl Fn(&'a T) -> &'a str) -> Col
 
 fn number<T>(name: &str, rows: &[T], get: impl Fn(&T) -> Option<f64>) -> Column {
     Column::new(name.into(), rows.iter().map(get).collect::<Vec<_>>())
+}
+
+/// Removes a table of earlier results that these have not: beside them it would be read as theirs.
+fn remove_table(folder: &Path, name: &str) -> Result<()> {
+    for extension in ["csv", "parquet"] {
+        let path = folder.join(format!("{name}.{extension}"));
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(path)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -226,6 +226,7 @@ impl Runner for PairRunner {
         Ok(Inputs {
             models: [models.pair.small.hash().to_string(), models.pair.large.hash().to_string()],
             third: models.third.as_ref().map(|third| third.hash().to_string()),
+            arithmetic: models.pair.small.device().noted_arithmetic(),
             reported: corpus_hash(&self.report.corpus)?,
             tuning: corpus_hash(&self.tune.corpus)?,
             held_out: hash(&self.held_out)?,

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, Student, Texts};
 use crate::attention::Heads;
-use crate::augment::{ALPHA, BETA};
+use crate::augment::{ALPHA, Augment, BETA};
 use crate::error::{Error, Result};
+use crate::train::Finetune;
 
 /// What the best options are chosen by, on people outside the reported table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +230,11 @@ impl Protocol {
             |r| r > 0.0 && r.is_finite(),
             "above 0; the paper uses 5e-5 to 1e-3",
         )?;
+        for &rate in &self.learning_rates {
+            let method = if self.full_finetuning { Finetune::full() } else { Finetune::lora(self.lora_r) };
+            method.learning_rate(rate).epochs(self.epochs).batch_size(self.batch_size).settings()?;
+        }
+        Augment::random().copies(self.copies).check()?;
         if !(0.0..=1.0).contains(&self.noise) {
             return Err(Error::option("noise", self.noise, "a share of the tokens, 0 to 1"));
         }
@@ -288,6 +294,16 @@ impl Protocol {
         )
     }
 
+    /// Whether `condition` has options of which several values are given.
+    pub(super) fn may_choose(&self, condition: Condition) -> bool {
+        let lists = [
+            (condition.trains(), self.learning_rates.len()),
+            (condition.uses_alpha(), self.alphas.len()),
+            (condition.uses_beta(), self.betas.len()),
+        ];
+        lists.into_iter().any(|(used, values)| used && values > 1)
+    }
+
     /// The guides other than the paper's, as a line of [`Protocol::describe`]; empty without any.
     fn guides(&self) -> String {
         let mut guides = Vec::new();
@@ -328,7 +344,7 @@ impl Protocol {
         let conditions: Vec<&str> = self.conditions.iter().map(|c| c.name()).collect();
         let students: Vec<&str> = self.students.iter().map(|s| s.name()).collect();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let search = if self.tuning_people > 0 {
+        let search = if self.tuning_people > 0 && self.conditions.iter().any(|&c| self.may_choose(c)) {
             format!(
                 "alpha of {}, beta of {}, learning rate of {}: chosen on {} other people",
                 list(&self.alphas),
@@ -396,6 +412,9 @@ mod tests {
         assert!(with(|p| p.alphas = vec![0.6, 1.5]).starts_with("alphas = 1.5: from 0 to 1"));
         assert!(with(|p| p.betas = vec![f64::NAN]).starts_with("betas = NaN"));
         assert!(with(|p| p.seeds.clear()).starts_with("seeds = 0"));
+        assert!(with(|p| p.learning_rates = vec![1e-3, 2.0]).starts_with("learning_rate = 2"));
+        assert!(with(|p| p.lora_r = 5000).starts_with("r = 5000"));
+        assert!(with(|p| p.copies = 200_000).starts_with("copies = 200000"));
         assert!(with(|p| p.seeds = vec![1, 2, 1]).contains("only once"));
         assert!(with(|p| p.noise = 2.0).starts_with("noise = 2"));
         assert!(with(|p| p.students = vec![Student::Third]).starts_with("third = none"));
@@ -419,6 +438,8 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert!(Protocol::full().describe().contains("chosen on 50 other people"));
+        let nothing = Protocol { tuning_people: 50, ..Protocol::reduced() };
+        assert!(nothing.describe().contains("not searched"), "one value each is no choice");
         assert!(!Protocol::full().describe().contains("guides"));
         let guided = Protocol {
             conditions: vec![Condition::ProbeDifference, Condition::HeadsDifference],

@@ -59,6 +59,9 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     if let (Some(third), Some(hash)) = (&protocol.third, &inputs.third) {
         provenance = provenance.model(third, hash);
     }
+    if let Some(arithmetic) = &inputs.arithmetic {
+        provenance = provenance.option("device", arithmetic);
+    }
     Ok(Outcome { protocol: protocol.clone(), rows, tuning, failed: grid.failed, provenance })
 }
 
@@ -130,7 +133,7 @@ impl Grid<'_> {
         let p = self.protocol;
         let first = (p.alphas[0], p.betas[0], p.learning_rates[0]);
         let searched: Vec<Arm> =
-            arms.iter().copied().filter(|arm| p.tuning_people > 0 && arm.1.trains()).collect();
+            arms.iter().copied().filter(|arm| p.tuning_people > 0 && p.may_choose(arm.1)).collect();
         if searched.is_empty() {
             return Ok((vec![first; arms.len()], Vec::new()));
         }

@@ -62,6 +62,9 @@ fn run(workplace: &Workplace, outlets: &Outlets, items: &SyncSender<Item>, jobs:
                 let captured = end(items);
                 let _ = reply.send((Err(CellError::new("KernelError", error.to_string())), captured));
             }
+            // Too late to be of use; the next cell must not wait for it.
+            (Job::Complete { reply, .. }, _) if reply.is_closed() => {}
+            (Job::Inspect { reply, .. }, _) if reply.is_closed() => {}
             (Job::Complete { code, position, reply }, Ok(session)) => {
                 let _ = reply.send(session.complete(&code, position));
             }

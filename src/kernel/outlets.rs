@@ -83,8 +83,11 @@ impl Outlets {
 
     /// Does not wait for the cell to end.
     pub(super) fn interrupt(&self) {
-        let Some(handle) = self.handle.get().cloned() else {
+        if self.handle.get().is_none() {
             self.turns.stop();
+        }
+        // The engine may have become ready meanwhile, and a cell may run that did not see that it is stopped.
+        let Some(handle) = self.handle.get().cloned() else {
             self.given_up.notify_waiters();
             return;
         };

@@ -17,9 +17,9 @@ use zeromq::{PubSocket, Socket, SocketEvent, SocketSend, ZmqMessage, ZmqResult};
 
 /// Bytes that may wait for listeners; beyond, displays are replaced by a note.
 const WAITING: usize = 64 << 20;
-/// From a listener's connection to its welcome. Its subscription follows the connection at once; a socket that tells of
-/// subscriptions would wait for whoever does not read.
-const SETTLED: Duration = Duration::from_millis(100);
+/// From a listener's connection to its welcome, and to another one, should its subscription have taken longer on a busy machine:
+/// it follows the connection at once. A socket that tells of subscriptions would wait for whoever does not read.
+const SETTLED: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// Sends what the channel is given, and welcomes listeners: who hears the welcome knows that nothing later will be missed.
 pub(super) fn open(mut connection: zmq::KernelIoPubConnection) -> mpsc::Sender<JupyterMessage> {
@@ -29,9 +29,14 @@ pub(super) fn open(mut connection: zmq::KernelIoPubConnection) -> mpsc::Sender<J
     tokio::spawn(async move {
         while let Ok(event) = events.recv().await {
             if matches!(event, SocketEvent::Accepted(..)) {
-                tokio::time::sleep(SETTLED).await;
-                let welcome = IoPubWelcome::new(String::new());
-                let _ = welcomes.send(JupyterMessage::new(welcome, None)).await;
+                let welcomes = welcomes.clone();
+                tokio::spawn(async move {
+                    for pause in SETTLED {
+                        tokio::time::sleep(pause).await;
+                        let welcome = IoPubWelcome::new(String::new());
+                        let _ = welcomes.send(JupyterMessage::new(welcome, None)).await;
+                    }
+                });
             }
         }
     });

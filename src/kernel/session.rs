@@ -120,15 +120,16 @@ impl Handle {
     /// cell ended.
     pub(super) fn interrupt(&self, cell: Running, grace: Duration) {
         let start = Instant::now();
+        let mut first = None;
         // The next cell may begin between two looks, and must not be hit.
         while self.running() == Some(cell) {
             self.shared.interrupted.store(true, Ordering::SeqCst);
-            if let Ok(group) = std::fs::read_to_string(&self.compiler)
-                && let Ok(group) = group.trim().parse::<i32>()
-            {
-                signal_group(group, libc::SIGTERM);
+            self.stop_compiler();
+            let child = self.process();
+            if *first.get_or_insert(child) != child {
+                // The process was replaced; the new one runs no cell yet.
+                return;
             }
-            let child = i32::try_from(lock(&self.child).id()).unwrap_or(0);
             let library = self.shared.working.load(Ordering::SeqCst);
             if start.elapsed() > if library { grace * LIBRARY } else { grace } {
                 self.shared.replaced.store(true, Ordering::SeqCst);
@@ -160,9 +161,24 @@ impl Handle {
         }
     }
 
-    /// Ends the process of cells at once; for shutdown.
+    /// Number of the process of cells.
+    fn process(&self) -> i32 {
+        i32::try_from(lock(&self.child).id()).unwrap_or(0)
+    }
+
+    /// Ends the compiler of the cell that is being made ready, if there is one.
+    fn stop_compiler(&self) {
+        if let Ok(group) = std::fs::read_to_string(&self.compiler)
+            && let Ok(group) = group.trim().parse::<i32>()
+        {
+            signal_group(group, libc::SIGTERM);
+        }
+    }
+
+    /// Ends the process of cells and its compiler at once; for shutdown.
     pub fn kill(&self) {
-        let child = i32::try_from(lock(&self.child).id()).unwrap_or(0);
+        self.stop_compiler();
+        let child = self.process();
         signal_group(child, libc::SIGKILL);
         signal(child, libc::SIGKILL);
     }
@@ -321,7 +337,8 @@ impl Session {
             Ok(outputs) => {
                 // Every cell with code ends by marking both streams; commands run none.
                 if has_code(prepared) {
-                    self.wait_for_output(Duration::from_secs(5));
+                    // They come at once, or on a busy machine later: without them a panic would pass for success.
+                    self.wait_for_output(Duration::from_secs(60));
                 }
                 if let Some(error) = lock(&self.shared.watch).failed.take() {
                     return Err(error);

@@ -288,7 +288,15 @@ impl Shell {
         // is shown below the cell that waits for it. The channel may be full.
         let items = self.items.clone();
         let _ = tokio::task::spawn_blocking(move || items.send(Item::Begin(begin))).await;
+        let given_up = self.outlets.given_up.clone();
+        let given_up = given_up.notified();
+        tokio::pin!(given_up);
+        // From here on none is missed; one that came before has left its mark.
+        given_up.as_mut().enable();
         let (reply, answer) = oneshot::channel();
+        if self.outlets.handle.get().is_none() && self.outlets.turns.is_stopped(number) {
+            return Some((Err(given_up_early()), Captured::default()));
+        }
         if self.jobs.send(Job::Execute { code: code.to_owned(), number, reply }).is_err() {
             return Some((
                 Err(CellError::new("KernelError", "the engine is gone; restart the kernel")),
@@ -299,10 +307,7 @@ impl Shell {
             outcome = answer => Some(outcome.unwrap_or_else(|_| {
                 (Err(CellError::new("KernelError", "the engine stopped; restart the kernel")), Captured::default())
             })),
-            _ = self.outlets.given_up.notified() => {
-                let message = "stopped before it ran: the notebook's engine is still being prepared, and that goes on";
-                Some((Err(CellError::new(diagnostics::INTERRUPTED, message)), Captured::default()))
-            }
+            () = given_up => Some((Err(given_up_early()), Captured::default())),
             _ = stopped.recv() => {
                 stopped.close();
                 None
@@ -311,6 +316,12 @@ impl Shell {
         self.outlets.forget_question();
         done
     }
+}
+
+/// Of a cell that an interrupt stops while the engine is not ready.
+fn given_up_early() -> CellError {
+    let message = "stopped before it ran: the notebook's engine is still being prepared, and that goes on";
+    CellError::new(diagnostics::INTERRUPTED, message)
 }
 
 /// Hands on what arrives, and an interrupt at once.

@@ -214,6 +214,11 @@ impl Device {
         format!("{} {}", name.split(':').next().unwrap_or(&name), self.type_name())
     }
 
+    /// [`Device::arithmetic`], unless it is that of the CPU in f32, which goes without saying.
+    pub fn noted_arithmetic(&self) -> Option<String> {
+        Some(self.arithmetic()).filter(|arithmetic| *arithmetic != Device::cpu().arithmetic())
+    }
+
     /// `cpu` or `cuda:0`: the device without the type.
     pub(crate) fn name(&self) -> String {
         match self.place.location() {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::experiment_record::{answers, configuration, options};
-use super::summary::{bars, conditions, find, gains, groups, known, plain, signed, summary_bars};
+use super::summary::{bars, conditions, find, gains, groups, known, percent, plain, signed, summary_bars};
 use super::{LineChart, Page, Section, Table};
 use crate::error::Result;
 use crate::evaluate::Interval;
-use crate::experiment::{Condition, Failed, Group, Measure, Outcome, Row, Stage, Summary};
+use crate::experiment::{Condition, Failed, Group, LossPoint, Measure, Outcome, Row, Stage, Summary};
 
 /// Points of a loss curve at most; a longer one is averaged over stretches of steps.
 const CURVE_POINTS: usize = 150;
@@ -33,7 +33,13 @@ pub fn experiment_page(outcome: &Outcome, summary: &[Summary]) -> Result<Page> {
             _ => format!("{text}: {student} model"),
         };
         page = page
-            .section(results(heading("Results"), &of, &rows, &outcome.failed_of(student))?)
+            .section(results(
+                heading("Results"),
+                &of,
+                &rows,
+                &outcome.failed_of(student),
+                outcome.protocol.clusters(),
+            )?)
             .section(by_field(heading("By field"), &of)?)
             .section(by_distance(heading("By distance from the name"), &of, outcome.protocol.per_person)?)
             .section(losses(heading("Loss curves"), &rows)?)
@@ -147,8 +153,8 @@ fn means(of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Table> {
     columns.extend(Measure::ALL.map(Measure::short));
     columns.push("perplexity");
     let mut table = Table::new(columns).caption(format!(
-        "Means over all questions with {:.0} % intervals; perplexity on held-out texts with its range over seeds",
-        100.0 * of.first().map_or(0.0, |s| s.value.level)
+        "Means over all questions with {} % intervals; perplexity on held-out texts with its range over seeds",
+        percent(of.first().map_or(0.0, |s| s.value.level))
     ));
     let mut all = conditions(of);
     all.extend(failed.iter().map(|f| f.cell.condition));
@@ -170,7 +176,13 @@ fn means(of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Table> {
     Ok(table)
 }
 
-fn results(title: String, of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> Result<Section> {
+fn results(
+    title: String,
+    of: &[Summary],
+    rows: &[&Row],
+    failed: &[&Failed],
+    clusters: &str,
+) -> Result<Section> {
     let mut section = Section::new(title);
     for text in verdicts(of) {
         section = section.paragraph(text);
@@ -181,20 +193,28 @@ fn results(title: String, of: &[Summary], rows: &[&Row], failed: &[&Failed]) -> 
     for table in gains_tables(of)?.into_iter().chain([equal, paper]).filter(|t| !t.is_empty()) {
         section = section.table(&table);
     }
-    if let Some(first) = of.iter().find(|s| s.condition.trains()) {
-        let i = &first.value;
-        let one = if i.seeds == 1 {
+    // A condition of which cells failed has fewer seeds than the others.
+    let drawn: Vec<&Interval> =
+        of.iter().filter(|s| s.condition.trains() && s.group == Group::All).map(|s| &s.value).collect();
+    if let Some(first) = drawn.first() {
+        let range = |number: fn(&Interval) -> u64| {
+            let (least, most) = drawn
+                .iter()
+                .fold((u64::MAX, 0), |(least, most), i| (least.min(number(i)), most.max(number(i))));
+            if least == most { most.to_string() } else { format!("{least} to {most}") }
+        };
+        let one = if drawn.iter().any(|i| i.seeds == 1) {
             " With one seed the spread between trainings is not in the interval."
         } else {
             ""
         };
         section = section.paragraph(format!(
-            "Intervals: percentile bootstrap, {} resamples of whole persons ({}) and of seeds ({}); {} values a \
+            "Intervals: percentile bootstrap, {} resamples of whole {clusters} ({}) and of seeds ({}); {} values a \
              condition.{one} Chance for choice accuracy is {}.",
-            i.resamples,
-            i.persons,
-            i.seeds,
-            i.values,
+            first.resamples,
+            range(|i| i.persons as u64),
+            range(|i| i.seeds as u64),
+            range(|i| i.values),
             known(rows[0].measured.quiz.total().choice_chance.map(|c| format!("{c:.2}")))
         ));
     }
@@ -285,7 +305,7 @@ fn by_distance(title: String, of: &[Summary], per_person: usize) -> Result<Secti
     let mut section = Section::new(title);
     if per_person > 1 {
         return Ok(section.paragraph(format!(
-            "Each person has {per_person} biographies, in each of which a fact may stand elsewhere: it has no one distance."
+            "There are up to {per_person} texts about one person or thing, in each of which a fact may stand elsewhere: it has no one distance."
         )));
     }
     let groups = groups(of, "distance");
@@ -357,21 +377,20 @@ pub fn loss_chart(rows: &[&Row]) -> LineChart {
 fn curve(runs: &[&&Row]) -> Vec<(f64, f64, f64, f64)> {
     let longest = runs.iter().map(|r| r.measured.loss.len()).max().unwrap_or(0);
     let stretch = longest.div_ceil(CURVE_POINTS).max(1);
-    let mut points: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    let mut points: BTreeMap<usize, (f64, Vec<f64>)> = BTreeMap::new();
     for run in runs {
         for (i, part) in run.measured.loss.chunks(stretch).enumerate() {
-            let mean = part.iter().map(|p| p.loss).sum::<f64>() / part.len() as f64;
-            points.entry(i).or_default().push(mean);
+            let mean = |of: fn(&LossPoint) -> f64| part.iter().map(of).sum::<f64>() / part.len() as f64;
+            let (_, values) = points.entry(i).or_insert((mean(|p| p.step as f64), Vec::new()));
+            values.push(mean(|p| p.loss));
         }
     }
     points
-        .into_iter()
-        .map(|(i, values)| {
+        .into_values()
+        .map(|(step, values)| {
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let low = values.iter().copied().fold(f64::INFINITY, f64::min);
             let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            // The middle of the stretch; steps count from 1.
-            let step = (i * stretch) as f64 + (stretch as f64 + 1.0) / 2.0;
             (step, mean, low, high)
         })
         .collect()

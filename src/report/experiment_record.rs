@@ -3,7 +3,7 @@
 use super::summary::known;
 use super::{Section, Table};
 use crate::error::Result;
-use crate::experiment::{Condition, Outcome, Row, Student};
+use crate::experiment::{Condition, Outcome, Row, Stage, Student};
 
 /// Questions whose answers are shown.
 const QUESTIONS: usize = 25;
@@ -48,7 +48,11 @@ pub(super) fn options(outcome: &Outcome) -> Result<Section> {
     }
     section = section.table(&table);
     let p = &outcome.protocol;
-    section = if outcome.tuning.is_empty() {
+    section = if outcome.failed.iter().any(|f| f.cell.stage == Stage::Tune) && outcome.tuning.is_empty() {
+        section.paragraph(
+            "A search was made, but each of its trainings failed: the first of the options given were taken.",
+        )
+    } else if outcome.tuning.is_empty() {
         section.paragraph(
             "These options were set, not searched for: another choice may favour another condition.",
         )

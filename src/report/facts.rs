@@ -1,8 +1,9 @@
 //! Texts with their facts marked: what a corpus looks like.
 
 use super::html::escape;
-use super::picture::{STYLE, tame};
+use super::picture::STYLE;
 use crate::corpus::{Corpus, Document};
+use crate::text::tame;
 
 /// The texts of a corpus, ready to be shown.
 #[derive(Debug, Clone)]
@@ -42,11 +43,11 @@ impl FactsPicture {
                     Some(field) => {
                         out.push_str(&format!(
                             "<mark>{}<small> {}</small></mark>",
-                            escape(&text),
-                            escape(field)
+                            escape(&tame(&text)),
+                            escape(&tame(field))
                         ));
                     }
-                    None => out.push_str(&escape(&text)),
+                    None => out.push_str(&escape(&tame(&text))),
                 }
             }
             out.push_str("</div>\n");

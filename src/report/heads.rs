@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::head_views::{Model, Sheet, View, encoded};
 use super::html::escape;
 use super::panel::{Panel, Scale, Tone};
-use super::picture::{SCRIPT, STYLE, page, signed_bar, stamped, tame, title_name, unused_file_name};
+use super::picture::{SCRIPT, STYLE, page, signed_bar, stamped, title_name, unused_file_name};
 use super::plot::HeatMap;
 use super::table::Table;
 use super::text_picture::footer;
@@ -18,6 +18,7 @@ use crate::contrast::Contrast;
 use crate::corpus::Span;
 use crate::error::{Error, Result};
 use crate::files::write_text;
+use crate::text::tame;
 
 /// A map of all heads, ready to be shown.
 ///

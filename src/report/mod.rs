@@ -35,3 +35,5 @@ pub use quiz_figure::QuizFigure;
 pub use summary::{gains_table, summary_bars, summary_table};
 pub use table::Table;
 pub use text_picture::TextPicture;
+
+pub use crate::text::tame;

@@ -68,7 +68,7 @@ impl Table {
         for (_, distances) in &mut fields {
             distances.sort_unstable();
         }
-        fields.sort_by_key(|(_, distances)| distances[distances.len() / 2]);
+        fields.sort_by_key(|(_, distances)| distances[(distances.len() - 1) / 2]);
         for (field, distances) in fields {
             let number = |at: usize| distances[at].to_string();
             let last = distances.len() - 1;

@@ -1,7 +1,8 @@
 //! One text whose tokens carry a number each: as coloured HTML and on a terminal.
 
 use super::html::escape;
-use super::picture::{full_colour, short, tame};
+use super::picture::{full_colour, short};
+use crate::text::tame;
 
 /// One text with a value for each token.
 #[derive(Debug, Clone)]

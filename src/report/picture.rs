@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::html::escape;
+use crate::text::hidden;
 
 /// Colours by role, for light and dark surroundings. Orange against blue can be told apart with every
 /// common colour blindness; both keep a contrast of at least 4.5 to the text on them.
@@ -125,19 +126,6 @@ pub(super) fn visible(text: &str) -> String {
     out
 }
 
-/// Text that cannot drive a terminal or rearrange a line: what is hidden is shown by its number; line breaks
-/// and tabs stay.
-pub(super) fn tame(text: &str) -> String {
-    let number = |c: char| format!("[U+{:04X}]", c as u32);
-    text.chars().map(|c| if hidden(c) && !matches!(c, '\n' | '\t') { number(c) } else { c.into() }).collect()
-}
-
-/// Controls, and format characters that would rearrange what stands beside them.
-fn hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
 /// A model's name for a title: the last part of a path, without `.gguf`. Provenance keeps the whole.
 pub(super) fn title_name(name: &str) -> &str {
     let last = name.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or(name);
@@ -199,11 +187,6 @@ mod tests {
     #[test]
     fn nothing_invisible_stays_invisible() {
         assert_eq!(visible(" a\n\t\u{202e}\u{7}e\u{301}"), "␣a⏎⇥[U+202E][U+0007]e\u{301}");
-    }
-
-    #[test]
-    fn tame_text_has_no_escape_sequences() {
-        assert_eq!(tame("a b\n\t\u{1b}[31m\u{2066}"), "a b\n\t[U+001B][31m[U+2066]");
     }
 
     #[test]

@@ -3,11 +3,12 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Scale, Tone};
-use super::picture::{BARE, SCRIPT, STYLE, page, short, tame};
+use super::picture::{BARE, SCRIPT, STYLE, page, short};
 use super::plot::LineChart;
 use crate::augment::{Plan, PlanText, Protect};
 use crate::error::Result;
 use crate::files::write_text;
+use crate::text::tame;
 
 /// Texts coloured by drop probability, ready to be shown. Deepest is α, the cap.
 ///

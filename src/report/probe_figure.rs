@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::html::escape;
-use super::picture::{STYLE as FRAME, stamped, tame, title_name, unused_file_name, visible};
+use super::picture::{STYLE as FRAME, stamped, title_name, unused_file_name, visible};
 use super::text_picture::footer;
 use super::{Page, Section, Table};
 use crate::contrast::{Contrast, ContrastText, Row, rank_descending};
 use crate::error::{Error, Result};
 use crate::files::write_text;
 use crate::provenance::{Provenance, content_hash};
+use crate::text::tame;
 
 /// Ranks shown.
 const RANKS: usize = 10;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::summary::percent;
 use super::{Bar, GroupedBars, Table};
 use crate::error::{Error, Result};
 use crate::evaluate::{Answer, Bootstrap, Cells, DISTANCE_EDGES, Interval, QuizResult, distance_bins};
@@ -161,10 +162,10 @@ impl QuizFigure {
             By::Distance => "characters from the name",
         };
         let mut table = Table::new([head].into_iter().chain(names)).caption(format!(
-            "{}: {} with {:.0} % intervals",
+            "{}: {} with {} % intervals",
             self.title,
             self.measure.label(),
-            100.0 * self.bootstrap.level
+            percent(self.bootstrap.level)
         ));
         for (number, group) in groups.iter().enumerate() {
             let known = |value: Option<Interval>| {

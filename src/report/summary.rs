@@ -29,8 +29,7 @@ pub fn summary_table(of: &[Summary], measure: Measure, fields: &[&str]) -> Resul
     let name = |g: &Group| if *g == Group::All { "all".to_string() } else { g.label().to_string() };
     let mut table = Table::new(["condition".to_string()].into_iter().chain(columns.iter().map(name)));
     if let Some(first) = of.first() {
-        table =
-            table.caption(format!("{} with {:.0} % intervals", measure.label(), 100.0 * first.value.level));
+        table = table.caption(format!("{} with {} % intervals", measure.label(), percent(first.value.level)));
     }
     for condition in conditions(of) {
         let cells = columns.iter().map(|g| known(find(of, condition, g, measure).map(|s| plain(&s.value))));
@@ -142,6 +141,11 @@ pub(super) fn signed(i: &Interval) -> String {
         format!("{:+.2}", i.estimate)
     };
     text.replace('-', "\u{2212}")
+}
+
+/// A share in per cent: 95, or 99.5.
+pub(super) fn percent(share: f64) -> String {
+    ((1000.0 * share).round() / 10.0).to_string()
 }
 
 pub(super) fn plain(i: &Interval) -> String {

@@ -3,8 +3,9 @@
 use polars::prelude::{AnyValue, DataFrame};
 
 use super::escape;
-use super::picture::tame;
+
 use crate::error::{Error, Result};
+use crate::text::tame;
 
 /// A table of finished texts.
 ///
@@ -143,14 +144,14 @@ impl Table {
         let name = if self.caption.is_empty() { "Table" } else { &self.caption };
         let mut out = format!(
             "<div class=\"scroll\" style=\"overflow-x:auto\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>",
-            escape(name)
+            escape(&tame(name))
         );
         if !self.caption.is_empty() {
-            out += &format!("<caption>{}</caption>", escape(&self.caption));
+            out += &format!("<caption>{}</caption>", escape(&tame(&self.caption)));
         }
         out += "<thead><tr>";
         for (c, column) in self.columns.iter().enumerate() {
-            out += &format!("<th scope=\"col\"{}>{}</th>", class(c), escape(column));
+            out += &format!("<th scope=\"col\"{}>{}</th>", class(c), escape(&tame(column)));
         }
         out += "</tr></thead>\n<tbody>\n";
         for row in &self.rows {
@@ -158,9 +159,9 @@ impl Table {
             for (c, text) in row.iter().enumerate() {
                 // The first column names its row, unless it is a number itself.
                 if c == 0 && !numeric[0] {
-                    out += &format!("<th scope=\"row\">{}</th>", escape(text));
+                    out += &format!("<th scope=\"row\">{}</th>", escape(&tame(text)));
                 } else {
-                    out += &format!("<td{}>{}</td>", class(c), escape(text));
+                    out += &format!("<td{}>{}</td>", class(c), escape(&tame(text)));
                 }
             }
             out += "</tr>\n";
@@ -215,15 +216,15 @@ fn cell(value: &AnyValue, decimals: usize) -> String {
     }
 }
 
-/// Small numbers keep figures that mean something: a learning rate of 0.00005 is not 0.000.
+/// Small numbers keep figures that mean something: a learning rate of 0.0005 is neither 0.000 nor 0.001.
 fn fraction(value: f64, decimals: usize) -> String {
     if value.is_nan() {
-        NOTHING.into()
-    } else if value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(decimals as i32)) {
-        format!("{value:.1e}")
-    } else {
-        format!("{value:.decimals$}")
+        return NOTHING.into();
     }
+    let text = format!("{value:.decimals$}");
+    let off = text.parse::<f64>().map_or(0.0, |shown| (shown - value).abs());
+    let vanishes = value != 0.0 && value.abs() < 0.5 * 10f64.powi(-(decimals as i32));
+    if vanishes || value.abs() < 0.01 && off > 0.25 * value.abs() { format!("{value:.1e}") } else { text }
 }
 
 #[cfg(test)]
@@ -271,6 +272,13 @@ mod tests {
         let mut table = Table::new(["probe"]);
         table.push(["\u{1b}[2Jcity"]).unwrap();
         assert!(table.to_string().contains("[U+001B][2Jcity"), "{table}");
+        assert!(table.html().contains("[U+001B][2Jcity"), "{}", table.html());
+    }
+
+    #[test]
+    fn rounding_makes_no_other_number() {
+        let shown = [0.0, 5e-4, 1.5e-3, 1.2e-3, 1e-3, 0.1234, -0.0004, 2.0].map(|value| fraction(value, 3));
+        assert_eq!(shown, ["0.000", "5.0e-4", "1.5e-3", "0.001", "0.001", "0.123", "-4.0e-4", "2.000"]);
     }
 
     #[test]

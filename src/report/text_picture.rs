@@ -5,13 +5,14 @@
 
 use super::html::escape;
 use super::panel::{Colours, KEYS, Panel, Panels, Tone};
-use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, signed_bar, tame, title_name};
+use super::picture::{BARE, SCRIPT, STYLE, page, short, signed, signed_bar, title_name};
 use crate::attention::{Attended, AttendedText};
 use crate::augment::drop_probability;
 use crate::contrast::{Contrast, ContrastText, rank_descending};
 use crate::error::Result;
 use crate::files::write_text;
 use crate::provenance::Provenance;
+use crate::text::tame;
 
 /// Coloured texts, ready to be shown.
 ///

@@ -28,6 +28,9 @@ pub(super) struct Identity {
     pub(super) model: String,
     /// That model's content hash.
     pub(super) model_hash: String,
+    /// Where it computes and in which type, unless on the CPU in f32: other numbers end in another model.
+    #[serde(default)]
+    pub(super) arithmetic: Option<String>,
     /// Hash of the texts.
     pub(super) data: String,
     /// Hash of the texts evaluated on; empty without.
@@ -293,6 +296,10 @@ impl Identity {
                 "its model is {} (content {}), now it is {} (content {})",
                 self.model, self.model_hash, now.model, now.model_hash
             ));
+        }
+        if self.arithmetic != now.arithmetic {
+            let [was, is] = [self, now].map(|run| run.arithmetic.as_deref().unwrap_or("cpu f32"));
+            return Some(format!("it was computed in {was}, now it is {is}"));
         }
         if let (Some(was), Some(is)) = (self.settings.as_object(), now.settings.as_object()) {
             let names: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();

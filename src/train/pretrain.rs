@@ -315,6 +315,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         kind: "pretraining".into(),
         model: base.name().into(),
         model_hash: base.hash().into(),
+        arithmetic: base.device().noted_arithmetic(),
         data: texts.clone(),
         held_out: String::new(),
         settings: serde_json::to_value(recipe).map_err(|e| Error::Stopped(format!("recipe: {e}")))?,

@@ -131,6 +131,7 @@ impl Model {
             kind: "fine-tuning".into(),
             model: self.name().into(),
             model_hash: self.hash().into(),
+            arithmetic: self.device().noted_arithmetic(),
             data: prepared.hash(settings.packing),
             held_out: held_out.as_ref().map(HeldOut::hash).unwrap_or_default(),
             settings: serde_json::to_value(&settings)
@@ -206,8 +207,8 @@ pub(super) fn prepare(model: &Model, corpus: &Corpus, settings: &Settings) -> Re
 fn provenance(model: &Model, settings: &Settings, identity: &Identity) -> Result<Provenance> {
     let settings = serde_json::to_string(settings).map_err(|e| Error::Stopped(format!("settings: {e}")))?;
     let mut provenance = Provenance::new("finetune").model(model.name(), model.hash());
-    if !model.device().is_cpu() {
-        provenance = provenance.option("device", model.device().arithmetic());
+    if let Some(arithmetic) = model.device().noted_arithmetic() {
+        provenance = provenance.option("device", arithmetic);
     }
     Ok(provenance.option("settings", settings).option("texts", &identity.data))
 }

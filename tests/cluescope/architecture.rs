@@ -17,7 +17,7 @@ const STAGES: [&str; 12] = [
     "notebook",
     "kernel",
 ];
-const ROOT: [&str; 7] = ["error", "files", "memory", "progress", "provenance", "random", "spread"];
+const ROOT: [&str; 8] = ["error", "files", "memory", "progress", "provenance", "random", "spread", "text"];
 
 fn stage_of(file: &Path, src: &Path) -> String {
     let inside = file.strip_prefix(src).unwrap();

@@ -208,6 +208,16 @@ fn every_policy_is_a_command_and_says_what_it_lacks() {
         ("eda", &["--guide", "own.jsonl"], "only `guide` and `random`"),
         ("random", &["--tokenizer", "small", "--alpha", "1.5"], "alpha = 1.5"),
         ("guide", &["--guide", "people.jsonl"], "people.jsonl, line 1"),
+        ("plain", &["--alpha", "0.5"], "--alpha = given: only with `guide` and `random`"),
+        ("random", &["--tokenizer", "small", "--beta", "0.1"], "--beta = given: only with `guide`"),
+        ("eda", &["--protect", "name"], "--protect = given"),
+        ("guide", &["--guide", "own.jsonl", "--tokenizer", "small"], "--tokenizer = given"),
+        ("random", &["--tokenizer", "small", "--share", "0.2"], "--share = given: only with `eda`"),
+        (
+            "guide",
+            &["--guide", "own.jsonl", "--protect", "punctation"],
+            "--protect = punctation: one of punctuation",
+        ),
     ] {
         let message = bad(at, &augment(policy, more));
         assert!(message.contains(part), "{policy} {more:?}: {message}");
@@ -470,6 +480,7 @@ fn guides_are_chosen_by_the_same_options_everywhere() {
     assert!(message.contains("heads = all: layers or heads of at least one model"), "{message}");
     let message = bad("--large-heads 9.0 --out bad");
     assert!(message.contains("heads = heads 9.0: at least one, layers 0 to"), "{message}");
+    assert!(bad("--noise 0.3 --out bad").contains("--noise = 0.3: left out, unless denoising"));
     // A minus is no option's beginning.
     assert!(bad("--alpha -0.1 --out bad").contains("alphas = -0.1: from 0 to 1"));
     let message = bad("--guide-probe weight city --out bad");

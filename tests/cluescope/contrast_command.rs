@@ -112,6 +112,7 @@ fn wrong_options_are_refused_by_name() {
         (vec!["--per", "layer", "--heads-html", "h.html"], "--per = layer"),
         (vec!["--guide-probe", "height"], "guide = probe height"),
         (vec!["--heads-html", "h.html", "--fact", "height"], "--fact = height"),
+        (vec!["--per", "head", "--figures", "figures", "--fact", "height"], "--fact = height"),
     ] {
         let output = contrast(folder.path(), &more);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

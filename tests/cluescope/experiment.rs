@@ -42,6 +42,7 @@ impl Runner for Formula {
         Ok(Inputs {
             models: ["small0".into(), "large0".into()],
             third: None,
+            arithmetic: None,
             reported: format!("people {}", protocol.people),
             tuning: format!("others {}", protocol.tuning_people),
             held_out: "texts".into(),
@@ -140,6 +141,17 @@ fn options_are_chosen_on_other_people_and_every_cell_runs_once() {
     let more = Protocol { seeds: vec![1, 2, 3, 4], ..protocol() };
     run(&more, folder.path(), &mut again).unwrap();
     assert_eq!(again.cells.len(), 6, "a new seed costs only its own cells");
+}
+
+/// One value of everything is no choice, whoever there is to choose on.
+#[test]
+fn nothing_is_searched_where_there_is_nothing_to_choose() {
+    let folder = tempfile::tempdir().unwrap();
+    let single = Protocol { alphas: vec![0.6], betas: vec![0.05], learning_rates: vec![1e-3], ..protocol() };
+    assert!(single.tuning_people > 0);
+    let mut runner = Formula::new();
+    let outcome = run(&single, folder.path(), &mut runner).unwrap();
+    assert!(outcome.tuning.is_empty() && runner.cells.iter().all(|cell| cell.stage == Stage::Report));
 }
 
 #[test]
@@ -320,7 +332,7 @@ fn the_page_of_an_experiment_tells_everything() {
         "The first 25 questions, training seed 1",
         "By distance: choice accuracy",
         "Training loss",
-        "200 resamples of whole persons (30) and of seeds (3); 180 values",
+        "200 resamples of whole people (30) and of seeds (3); 180 values",
         "Chosen on 20 people who are not in the results",
         "protocol    full",
         "small0",
@@ -393,6 +405,10 @@ fn a_cell_that_diverges_fails_alone_is_shown_and_never_chosen() {
     let paths = outcome.write(folder.path().join("out"), &summary).unwrap();
     let csv = std::fs::read_to_string(folder.path().join("out/failed.csv")).unwrap();
     assert!(paths.len() == 11 && csv.lines().count() == 8 && csv.contains("report,small,random,2,"), "{csv}");
+    // Results without failures, beside those of before.
+    let sound = run(&protocol(), folder.path().join("sound"), &mut Formula::new()).unwrap();
+    sound.write(folder.path().join("out"), &summary).unwrap();
+    assert!(["csv", "parquet"].iter().all(|e| !folder.path().join(format!("out/failed.{e}")).exists()));
     let tables = cluescope::report::experiment_tables(&outcome, &summary).unwrap();
     let text: String = tables.iter().map(ToString::to_string).collect();
     assert!(text.contains("2 (1 failed)") && text.contains("the loss is NaN"), "{text}");

@@ -10,6 +10,7 @@
 mod build;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -181,6 +182,14 @@ impl Prelude {
             path.push(before);
         }
         command.env(LIBRARY_PATH, path).env(OWN_LIBRARIES, own.to_string());
+        // Until it listens for interrupts itself: one that was meant for the process before it must not end it.
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_IGN);
+                Ok(())
+            });
+        }
         Ok(command)
     }
 

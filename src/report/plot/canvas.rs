@@ -10,6 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::color;
 use crate::error::{Error, Result};
 use crate::report::escape;
+use crate::text::hidden;
 
 /// Font sizes in pixels.
 pub(super) const SMALL: f64 = 12.0;
@@ -96,8 +97,8 @@ pub(super) fn write(
     let font = FontDesc::from(("sans-serif", size * 1.24));
     let font = if bold { font.style(FontStyle::Bold) } else { font };
     let style = TextStyle::from(font).color(&BLACK).pos(Pos::new(h, v));
-    // Control characters have no place in XML.
-    let clean: String = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    // Control characters have no place in XML, and a label is read as it is written.
+    let clean: String = text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect();
     area.draw(&Text::new(clean, at, style))?;
     Ok(())
 }
@@ -153,7 +154,7 @@ pub(super) enum Key {
     Marker,
 }
 
-/// Title and legend; returns the first free pixel row. With `dry` nothing is drawn.
+/// Draws title and legend; returns the first free pixel row.
 pub(super) fn head(
     area: &Area,
     frame: &Frame,

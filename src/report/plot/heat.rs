@@ -175,7 +175,11 @@ impl HeatMap {
         scale: (f64, f64),
     ) -> std::result::Result<i32, Box<dyn std::error::Error + Send + Sync>> {
         const STEPS: i32 = 40;
-        let number = |v: f64| format!("{v:.3}").replace('-', "\u{2212}");
+        let number = |v: f64| {
+            let tiny = v != 0.0 && v.abs() < 5e-4;
+            let text = if tiny { format!("{v:.1e}") } else { format!("{v:.3}") };
+            text.replace('-', "\u{2212}")
+        };
         let low = number(scale.0);
         let start = 12 + canvas::text_width(&low, SMALL) + 6;
         canvas::write(area, &low, (12, top + 7), SMALL, (HPos::Left, VPos::Center), false)?;

@@ -1,6 +1,7 @@
 //! A client of our own for the Jupyter protocol.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use jupyter_protocol::{
@@ -81,7 +82,8 @@ impl Client {
             stdin_port: ports[2],
             control_port: ports[3],
             hb_port: ports[4],
-            key: "a-test-key".into(),
+            // A kernel of another test on a port that this one gave up must not take its messages.
+            key: own("key"),
             signature_scheme: "hmac-sha256".into(),
             kernel_name: None,
         };
@@ -174,9 +176,23 @@ impl Client {
         assert!(matches!(reply.content, Content::ShutdownReply(r) if r.status == ReplyStatus::Ok));
         let start = Instant::now();
         while self.process.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(5), "the kernel does not leave");
+            assert!(start.elapsed() < Duration::from_secs(60), "the kernel does not leave");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+/// A name that no other client has.
+fn own(what: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A test that fails leaves no kernel at work beside the others.
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -189,13 +205,13 @@ type Channels = (
 
 /// Waits until the kernel listens.
 async fn connect(info: &ConnectionInfo) -> Channels {
-    let session = "test-session";
+    let session = &own("session");
     let identity = zmq::peer_identity_for_session(session).unwrap();
     let start = Instant::now();
     let shell = loop {
         match zmq::create_client_shell_connection_with_identity(info, session, identity.clone()).await {
             Ok(shell) => break shell,
-            Err(error) => assert!(start.elapsed() < Duration::from_secs(30), "no kernel: {error}"),
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(120), "no kernel: {error}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };

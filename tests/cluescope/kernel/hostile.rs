@@ -52,7 +52,7 @@ fn a_killed_process_of_cells_is_replaced_and_a_killed_kernel_takes_it_along() {
             let start = Instant::now();
             // SAFETY: signal 0 only asks.
             while unsafe { libc::kill(child, 0) } == 0 {
-                assert!(start.elapsed() < Duration::from_secs(5), "the busy process of cells lives on");
+                assert!(start.elapsed() < Duration::from_secs(60), "the busy process of cells lives on");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }

@@ -76,7 +76,7 @@ fn a_task_kept_in_a_variable_hides_no_later_one() {
         }
         // The library is at work again, and has longer than other code to hear of an interrupt.
         let slow = "let third = cluescope::progress::Progress::start(\"third\", 2, \"steps\");\n\
-                    for _ in 0..2 { std::thread::sleep(std::time::Duration::from_secs(8)); third.advance(1)?; }";
+                    for _ in 0..2 { std::thread::sleep(std::time::Duration::from_secs(20)); third.advance(1)?; }";
         let seconds = kernel.interrupted_after(slow, Duration::from_millis(500)).await;
         assert!(seconds > 5.0, "stopped after {seconds} s");
         assert_eq!(kernel.run("first.advance(0).is_ok()").await.good().result(), "true");
@@ -149,13 +149,13 @@ fn library_work_stops_and_everything_stays() {
         kernel.run(MODEL).await.good();
         for work in [
             "let run = model.finetune(&people, Finetune::lora(8).epochs(50))?;",
-            "let attended = model.attend(&people.documents, &Attend::default())?;",
+            "let attended = model.attend(&people.documents, &Attend::default().cache(cluescope::attention::Cache::Off))?;",
             "let answers = model.quiz(&people, Quiz::few_shot(5))?;",
             "let texts = model.generate(&vec![vec![1; 64]; 32], &cluescope::model::Generate { max_new_tokens: 900, stop_at_newline: false })?;",
         ] {
             // What never ends by itself would run for minutes; that it stopped before its process was replaced is shown below.
             let seconds = kernel.interrupted_after(work, Duration::from_secs(1)).await;
-            assert!(seconds < 20.0, "{work}: stopped after {seconds} s");
+            assert!(seconds < 55.0, "{work}: stopped after {seconds} s");
         }
         let kept = kernel.run("(kept, people.documents.len(), model.name().len(), quick.name().len())").await;
         assert_eq!(kept.good().result(), "(7, 200, 4, 5)");
@@ -184,8 +184,8 @@ fn a_download_stops_and_goes_on_later() {
                 (hub.slow, hub.stalled) = if stalled { (None, weights()) } else { (weights(), None) }
             });
             let seconds = kernel.interrupted_after(load, Duration::from_secs(1)).await;
-            // A second, and what a busy machine adds.
-            assert!(seconds < 3.0, "stopped after {seconds} s (stalled: {stalled})");
+            // A second, and what a busy machine adds; the server's half minute of silence is not waited for.
+            assert!(seconds < 20.0, "stopped after {seconds} s (stalled: {stalled})");
             assert_eq!(kernel.run("kept.len()").await.good().result(), "3");
         }
         server.set(|hub| hub.stalled = None);
