@@ -101,7 +101,7 @@ fn windows(ids: &[u32], special: usize, max: usize) -> Vec<Window> {
         let ids = [special, &text[start..end]].concat();
         all.push(Window { ids, from: special.len() + done - start });
         done = end;
-        start = end - room / 2;
+        start = end.saturating_sub(room / 2);
     }
     all
 }

@@ -175,9 +175,10 @@ impl HeatMap {
         scale: (f64, f64),
     ) -> std::result::Result<i32, Box<dyn std::error::Error + Send + Sync>> {
         const STEPS: i32 = 40;
+        // Three decimals, but where they would show nothing of any value.
+        let tiny = scale.0.abs().max(scale.1.abs()) < 1e-3;
         let number = |v: f64| {
-            let tiny = v != 0.0 && v.abs() < 5e-4;
-            let text = if tiny { format!("{v:.1e}") } else { format!("{v:.3}") };
+            let text = if tiny && v != 0.0 { format!("{v:.1e}") } else { format!("{v:.3}") };
             text.replace('-', "\u{2212}")
         };
         let low = number(scale.0);
