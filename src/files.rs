@@ -161,6 +161,18 @@ pub fn write_text(path: impl AsRef<Path>, text: &str) -> Result<()> {
     write_atomic(path, |out| out.write_all(text.as_bytes()).map_err(Error::io(path)))
 }
 
+/// Removes the file `path`, if there is one.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub fn remove(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// The whole of a text file.
 ///
 /// # Errors

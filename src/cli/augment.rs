@@ -102,12 +102,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `--protect` knows beside the names of facts.
-const CLASSES: [&str; 3] = ["punctuation", "comma-and-stop", "facts"];
-
 impl Args {
     fn augment(&self, documents: &[Document]) -> anyhow::Result<Augment> {
-        self.refuse_idle_options(documents)?;
+        self.refuse_idle_options()?;
+        let protect = self.protected(documents)?;
         let guide = match &self.guide {
             Some(path) => Some(GuideText::read(path, documents)?),
             None => None,
@@ -133,7 +131,7 @@ impl Args {
             (Policy::Plain, None) => Augment::plain(),
             (Policy::Eda, None) => {
                 let synonyms = self.synonyms.as_ref().map(Synonyms::read).transpose()?;
-                Augment::eda(Eda { share: self.share.unwrap_or(0.1), synonyms })
+                Augment::eda(Eda { share: self.share.unwrap_or(Eda::default().share), synonyms })
             }
             (Policy::ShuffleSentences, None) => Augment::shuffle_sentences(),
             (Policy::PermuteBiographies, None) => Augment::permute_biographies(),
@@ -153,18 +151,30 @@ impl Args {
         if let Some(copies) = self.copies {
             augment = augment.copies(copies);
         }
-        let protect = self.protect.iter().map(|name| match name.as_str() {
-            "punctuation" => Protect::Punctuation,
-            "comma-and-stop" => Protect::CommaAndStop,
-            "facts" => Protect::Facts,
-            field => Protect::Field(field.into()),
-        });
         let (alpha, beta) = (self.alpha.unwrap_or(ALPHA), self.beta.unwrap_or(BETA));
         Ok(augment.protect(protect).alpha(alpha).beta(beta).seed(self.seed))
     }
 
-    /// Refuses what the policy would not look at, and the protection of facts that no text marks.
-    fn refuse_idle_options(&self, documents: &[Document]) -> anyhow::Result<()> {
+    /// The tokens never dropped; a fact that no text marks is refused.
+    fn protected(&self, documents: &[Document]) -> anyhow::Result<Vec<Protect>> {
+        let marked: BTreeSet<&str> =
+            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+        let known = |name: &String| match name.as_str() {
+            "punctuation" => Ok(Protect::Punctuation),
+            "comma-and-stop" => Ok(Protect::CommaAndStop),
+            "facts" => Ok(Protect::Facts),
+            field if marked.contains(field) => Ok(Protect::Field(field.into())),
+            _ => {
+                let facts: String = marked.iter().map(|fact| format!(", {fact}")).collect();
+                let expected = format!("one of punctuation, comma-and-stop, facts{facts}");
+                Err(Error::option("--protect", name, expected).into())
+            }
+        };
+        self.protect.iter().map(known).collect()
+    }
+
+    /// Refuses what the policy would not look at.
+    fn refuse_idle_options(&self) -> anyhow::Result<()> {
         let drops = matches!(self.policy, Policy::Random | Policy::Guide);
         let eda = matches!(self.policy, Policy::Eda);
         let (dropping, words) = ("only with `guide` and `random`, which drop tokens", "only with `eda`");
@@ -186,14 +196,6 @@ impl Args {
         ] {
             if given && !used {
                 return Err(Error::option(name, "given", expected).into());
-            }
-        }
-        let marked: BTreeSet<&str> =
-            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
-        for name in self.protect.iter().filter(|name| !CLASSES.contains(&name.as_str())) {
-            if !marked.contains(name.as_str()) {
-                let facts: Vec<&str> = CLASSES.into_iter().chain(marked).collect();
-                return Err(Error::option("--protect", name, format!("one of {}", facts.join(", "))).into());
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::store::Store;
 use super::summary::{Summary, summarize};
 use crate::error::{Error, Result};
 use crate::evaluate::{Bootstrap, DISTANCE_EDGES, Interval, QuizResult};
-use crate::files::write_atomic;
+use crate::files::{remove, write_atomic};
 use crate::provenance::Provenance;
 
 /// Everything an experiment found.
@@ -268,11 +268,7 @@ fn number<T>(name: &str, rows: &[T], get: impl Fn(&T) -> Option<f64>) -> Column 
 /// Removes a table of earlier results that these have not: beside them it would be read as theirs.
 fn remove_table(folder: &Path, name: &str) -> Result<()> {
     for extension in ["csv", "parquet"] {
-        let path = folder.join(format!("{name}.{extension}"));
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(path)(e)),
-            _ => {}
-        }
+        remove(folder.join(format!("{name}.{extension}")))?;
     }
     Ok(())
 }

@@ -398,14 +398,14 @@ impl Download<'_> {
         for attempt in 0..2 {
             // A part as long as the file has nothing to continue; the server would refuse the range.
             if part.metadata().is_ok_and(|m| m.len() >= metadata.size() as u64) {
-                remove(&part)?;
+                files::remove(&part)?;
             }
             let path = self.run(name, &blob.with_extension("lock"))?;
             match damage(&path, metadata.size() as u64, metadata.etag())? {
                 None => return Ok(path),
                 Some(what) => {
-                    remove(&path)?;
-                    remove(&blob)?;
+                    files::remove(&path)?;
+                    files::remove(&blob)?;
                     if attempt == 1 {
                         let message = format!(
                             "{name} arrived damaged twice ({what}); nothing of it was kept. Check the connection or proxy"
@@ -477,13 +477,6 @@ impl hf_hub::api::Progress for Arrivals {
     }
 
     fn finish(&mut self) {}
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// What is wrong with a downloaded file. Large files have their SHA-256 as etag; small ones a git hash, and

@@ -12,7 +12,7 @@ use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
-use crate::files::{make_ready, read_text, save_every, write_text};
+use crate::files::{self, make_ready, read_text, save_every, write_text};
 use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
@@ -273,7 +273,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     if let Some(report) = finished.as_ref().filter(|report| report.recipe.before.is_some()) {
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
         if fingerprint(&mut lessons, &tokenizer)? == report.texts {
-            remove_state(&folder)?;
+            files::remove(checkpoint::path(&folder))?;
             return saved(recipe, folder, report.clone());
         }
     }
@@ -289,7 +289,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     let texts = fingerprint(&mut lessons, &tokenizer)?;
     if let Some(report) = finished.filter(|report| report.texts == texts) {
         // Killed just before, the last run may have left it.
-        remove_state(&folder)?;
+        files::remove(checkpoint::path(&folder))?;
         return saved(recipe, folder, report);
     }
     let base = match before {
@@ -344,16 +344,8 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     let text = serde_json::to_string_pretty(&report).map_err(|e| Error::format(&report_path, "", e))?;
     write_text(&report_path, &format!("{text}\n"))?;
     // The result is whole; the state, six times its size, has done its work.
-    remove_state(&folder)?;
+    files::remove(checkpoint::path(&folder))?;
     saved(recipe, folder, report)
-}
-
-fn remove_state(folder: &Path) -> Result<()> {
-    let state = checkpoint::path(folder);
-    match std::fs::remove_file(&state) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&state)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// Size of the biases that [`look_back`] sets: large enough that the token before gets most of the attention.
