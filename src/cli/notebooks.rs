@@ -141,15 +141,7 @@ mod commands {
         );
         eprintln!("building the notebook engine; the first time takes ten to twenty minutes");
         let mut cargo = std::process::Command::new("cargo");
-        // What `cargo run` told this program about its package would look to build scripts like a change: ring and all above
-        // it would be compiled again, here and then in the next build outside.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
-                cargo.env_remove(name);
-            }
-        }
-        let error = cargo
+        let error = cluescope::kernel::cargo::forget_package(&mut cargo)
             .args(["run", "--release", "--features", "kernel", "--manifest-path"])
             .arg(package.join("Cargo.toml"))
             .arg("--")

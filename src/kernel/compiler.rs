@@ -18,11 +18,11 @@ use std::process::{Command, Output, Stdio};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::analysis;
 use super::prelude::{Prelude, link_arguments};
 use super::program;
 use super::toolchain::Toolchain;
 use super::types;
+use super::{analysis, cargo};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::provenance::content_hash;
@@ -339,6 +339,7 @@ struct Extra {
 /// Gives `command`, a tool that this process runs for itself, the environment from before
 /// [`install`]: with the stand-ins' it would find no registry and build everything anew.
 pub(super) fn as_before(command: &mut Command) {
+    cargo::forget_package(command);
     for (name, saved) in [("CARGO_HOME", CARGO_HOME), ("PATH", PATH)] {
         match std::env::var_os(saved) {
             Some(value) if !value.is_empty() => command.env(name, value),

@@ -4,6 +4,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | `child` | the process in which cells run; part of the library, so always compiled |
+//! | `cargo` | what cargo tells a program it runs, kept from the cargo that the program runs; always compiled too |
 //! | `prelude` | builds and finds the prebuilt library |
 //! | `toolchain` | finds rustc and cargo |
 //! | `dependency` | `:dep` lines that ask for what is there |
@@ -26,16 +27,18 @@
 //! | `requests` | what clients send, with the defaults of what they leave out |
 //! | `program` | copies of this program that a later build leaves alone |
 //!
-//! All but `child` need the cargo feature `kernel`. Cells run on Linux; macOS is written for and
+//! All but `child` and `cargo` need the cargo feature `kernel`. Cells run on Linux; macOS is written for and
 //! untested; on Windows the kernel runs in WSL.
 
+#[cfg(unix)]
+pub mod cargo;
 #[cfg(unix)]
 pub mod child;
 
 #[cfg(all(unix, feature = "kernel"))]
 pub use host::*;
 
-/// All but `child`, so that the condition stands once. The files lie in this folder.
+/// All but `child` and `cargo`, so that the condition stands once. The files lie in this folder.
 #[cfg(all(unix, feature = "kernel"))]
 #[path = ""]
 mod host {
@@ -66,7 +69,7 @@ mod host {
     mod types;
     mod workplace;
 
-    use super::child;
+    use super::{cargo, child};
 
     pub use compiler::hook;
     pub use doctor::{Check, State, doctor};
