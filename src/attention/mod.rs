@@ -45,6 +45,7 @@ use serde::{Deserialize, Serialize};
 pub use options::{Aggregation, Attend, Cache, Heads, Per, Probes};
 pub(crate) use prepare::tokens_of;
 pub use probe::probe_position;
+pub(crate) use run::corpus_hash;
 pub use streamed::StreamEstimate;
 
 use crate::corpus::Span;

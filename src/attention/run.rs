@@ -148,8 +148,8 @@ fn provenance(model: &dyn Reader, documents: &[Document], options: &Attend) -> P
 }
 
 /// Changes with any id, text or fact.
-pub(crate) fn corpus_hash(documents: &[Document]) -> String {
-    content_hash(documents.iter().flat_map(|d| {
+pub(crate) fn corpus_hash<'a>(documents: impl IntoIterator<Item = &'a Document>) -> String {
+    content_hash(documents.into_iter().flat_map(|d| {
         let spans = d.spans.iter().map(|s| format!("{} {} {}\n", s.field, s.start, s.end));
         [d.id.clone(), d.text.clone(), spans.collect()]
     }))

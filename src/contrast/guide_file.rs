@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::difference::Contrast;
 use super::rank::GuideText;
+use super::store::made_from;
 use crate::attention::AttendedText;
 use crate::corpus::Document;
 use crate::error::{Error, Result};
@@ -16,7 +17,8 @@ impl GuideText {
     /// each line must belong to one of `documents`, by id.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] with the line for anything else, and for tokens outside their text.
+    /// [`Error::Io`]; [`Error::Format`] with the line for anything else, for tokens outside their text, and for a file made from
+    /// other texts under the same ids.
     pub fn read(path: impl AsRef<Path>, documents: &[Document]) -> Result<Vec<GuideText>> {
         let path = path.as_ref();
         if extension(path) != "jsonl" {
@@ -29,16 +31,17 @@ impl GuideText {
         if !first["difference"].is_null() {
             return Ok(Contrast::read(path, documents)?.guide());
         }
-        let lengths: HashMap<&str, usize> =
-            documents.iter().map(|d| (d.id.as_str(), d.text.chars().count())).collect();
+        let by_id: HashMap<&str, &Document> = documents.iter().map(|d| (d.id.as_str(), d)).collect();
         let mut guide = Vec::new();
+        let mut found = Vec::new();
         for (number, line) in content.lines().enumerate() {
             let bad = |message: String| Error::format(path, format!("line {}", number + 1), message);
             let text: AttendedText = serde_json::from_str(line)
                 .map_err(|e| bad(format!("neither a contrast nor attention of one text: {e}")))?;
-            let Some(&characters) = lengths.get(text.id.as_str()) else {
+            let Some(&document) = by_id.get(text.id.as_str()) else {
                 return Err(bad(format!("id {:?} is not in the corpus given", text.id)));
             };
+            let characters = document.text.chars().count();
             if text.offsets.len() != text.received.len() {
                 return Err(bad("offsets and received must have one entry a token".into()));
             }
@@ -47,11 +50,11 @@ impl GuideText {
                     "a token lies outside the text of {characters} characters; is this the same corpus?"
                 )));
             }
-            guide.push(GuideText::new(text.id, text.offsets, text.received));
+            guide.push(GuideText::new(text.id, text.offsets, text.received).for_text(&document.text));
+            found.push(document);
         }
-        if guide.is_empty() {
-            return Err(Error::format(path, "", "no text in this file"));
-        }
+        let first = content.lines().next().ok_or_else(|| Error::format(path, "", "no text in this file"))?;
+        made_from(path, first, found)?;
         Ok(guide)
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::difference::{Contrast, ContrastText};
-use crate::attention::Per;
+use crate::attention::{Per, corpus_hash};
 use crate::corpus::Document;
 use crate::error::{Error, Result};
 use crate::files::{extension, read_text, write_atomic};
@@ -25,6 +25,22 @@ struct Line<'a> {
 #[derive(Deserialize)]
 struct Stamp {
     provenance: Provenance,
+}
+
+/// The provenance in the first line of the file `path`, when it was made from `documents`, which are in the file's order.
+pub(super) fn made_from<'a>(
+    path: &Path,
+    line: &str,
+    documents: impl IntoIterator<Item = &'a Document>,
+) -> Result<Provenance> {
+    let bad = |message: String| Error::format(path, "line 1", message);
+    let Stamp { provenance } = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+    // A file from elsewhere may not say what it was made from.
+    if provenance.options.get("corpus").is_some_and(|was| *was != corpus_hash(documents)) {
+        let message = "made from other texts or facts than this corpus has under the same ids; make it again from this corpus";
+        return Err(bad(message.into()));
+    }
+    Ok(provenance)
 }
 
 impl Contrast {
@@ -60,13 +76,13 @@ impl Contrast {
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::Format`] with the line for content that is no contrast, vectors of unequal
-    /// length, tokens outside their text, or an id that is not among `documents`.
+    /// length, tokens outside their text, an id that is not among `documents`, or other texts under the same ids.
     pub fn read(path: impl AsRef<Path>, documents: &[Document]) -> Result<Self> {
         let path = path.as_ref();
         let by_id: HashMap<&str, &Document> = documents.iter().map(|d| (d.id.as_str(), d)).collect();
         let content = read_text(path)?;
         let mut texts = Vec::new();
-        let mut provenance = None;
+        let mut found = Vec::new();
         for (number, line) in content.lines().enumerate() {
             let bad = |message: String| Error::format(path, format!("line {}", number + 1), message);
             let mut text: ContrastText =
@@ -79,12 +95,10 @@ impl Contrast {
             text.text.clone_from(&document.text);
             text.spans.clone_from(&document.spans);
             texts.push(text);
-            if provenance.is_none() {
-                let stamp: Stamp = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
-                provenance = Some(stamp.provenance);
-            }
+            found.push(*document);
         }
-        let provenance = provenance.ok_or_else(|| Error::format(path, "", "no text in this file"))?;
+        let first = content.lines().next().ok_or_else(|| Error::format(path, "", "no text in this file"))?;
+        let provenance = made_from(path, first, found)?;
         let option = |name: &str| provenance.options.get(name).cloned().unwrap_or_default();
         let shape = |name: &str| {
             let value = option(name);

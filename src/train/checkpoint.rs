@@ -324,7 +324,33 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
+    use crate::corpus::{Corpus, Document};
+    use crate::model::{DecoderConfig, Device};
+    use crate::tokens::Tokenizer;
+    use crate::train::Finetune;
+
+    #[test]
+    fn a_run_does_not_go_on_in_another_arithmetic() {
+        let tokenizer = Tokenizer::train_bpe(["one two three"], 280).unwrap();
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 2, 2, 16, 16);
+        let model = Model::random("m", config, tokenizer, 1).unwrap();
+        let document = Document { id: "a".into(), text: "one two three".into(), ..Default::default() };
+        let corpus = Corpus { documents: vec![document], ..Default::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let run = |model: &Model| {
+            model
+                .finetune(&corpus, Finetune::lora(2).epochs(2).checkpoint(folder.path()))
+                .map(|run| run.steps)
+        };
+        let here = run(&model).unwrap();
+        assert_eq!(run(&model).unwrap(), here);
+        let there = model.to_device(&Device::tensors(DType::F32)).unwrap();
+        let message = run(&there).unwrap_err().to_string();
+        assert!(message.contains("it was computed in cpu f32, now it is cpu tensors f32"), "{message}");
+    }
 
     #[test]
     fn records_keep_every_bit_and_numbers_that_json_has_no_word_for() {

@@ -1,7 +1,7 @@
 //! Contrasts of two models, on small random ones.
 
 use cluescope::attention::{Aggregation, Cache, Heads, Per, Probes};
-use cluescope::contrast::{Contrast, Contrasting, Guide, ModelPair, known_pair, rank_descending};
+use cluescope::contrast::{Contrast, Contrasting, Guide, GuideText, ModelPair, known_pair, rank_descending};
 use cluescope::corpus::Span;
 use cluescope::model::Model;
 use cluescope::tokens::Tokenizer;
@@ -100,6 +100,18 @@ fn a_contrast_is_large_minus_small_and_survives_a_file() {
         std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
         let message = Contrast::read(&path, &corpus.documents).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
+    }
+    // A guide of either kind for other words under the same ids.
+    std::fs::write(&path, &text).unwrap();
+    let attention = folder.path().join("a.jsonl");
+    small.write(&attention).unwrap();
+    let mut other = corpus.documents.clone();
+    other[1].text = other[1].text.chars().rev().collect();
+    for file in [&path, &attention] {
+        let guide = GuideText::read(file, &corpus.documents).unwrap();
+        assert_eq!(guide.len(), corpus.documents.len());
+        let message = GuideText::read(file, &other).unwrap_err().to_string();
+        assert!(message.contains("line 1: made from other texts"), "{message}");
     }
 }
 

@@ -90,12 +90,14 @@ fn intervals_cover_the_truth_about_as_often_as_they_say() {
 struct Parrot {
     knows: BTreeMap<&'static str, &'static str>,
     context: usize,
+    arithmetic: Option<&'static str>,
     batches: RefCell<Vec<Vec<Vec<u32>>>>,
 }
 
 impl Parrot {
     fn new(knows: &[(&'static str, &'static str)]) -> Self {
-        Parrot { knows: knows.iter().copied().collect(), context: 400, batches: RefCell::default() }
+        let knows = knows.iter().copied().collect();
+        Parrot { knows, context: 400, arithmetic: None, batches: RefCell::default() }
     }
 
     fn log_prob(c: char) -> f32 {
@@ -111,6 +113,9 @@ impl Examinee for Parrot {
     }
     fn hash(&self) -> &str {
         "0123"
+    }
+    fn arithmetic(&self) -> Option<String> {
+        self.arithmetic.map(str::to_owned)
     }
     fn max_positions(&self) -> usize {
         self.context
@@ -351,6 +356,21 @@ fn finished_answers_outlive_an_interruption() {
     std::fs::write(&path, "{\"quiz\":").unwrap();
     let damaged = model.quiz(&corpus, quiz().checkpoint(&path)).unwrap_err().to_string();
     assert!(damaged.contains("delete the file to ask again"), "{damaged}");
+}
+
+#[test]
+fn answers_in_another_arithmetic_are_another_quiz() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("answers.json");
+    let mut parrot = Parrot::new(&[]);
+    let asked =
+        |parrot: &Parrot| quiz(parrot, &people(), &Quiz::few_shot(0).distractors(0).checkpoint(&path));
+    let first = asked(&parrot).unwrap();
+    assert_eq!(asked(&parrot).unwrap(), first);
+    assert_eq!(parrot.batches.borrow().len(), 2, "city and company, once");
+    parrot.arithmetic = Some("cuda bf16");
+    let message = asked(&parrot).unwrap_err().to_string();
+    assert!(message.contains("another quiz or model"), "{message}");
 }
 
 #[test]
