@@ -24,7 +24,9 @@ RUN apt-get update \
     && /opt/jupyter/bin/pip install --no-cache-dir jupyterlab
 COPY --from=build /opt/cluescope /opt/cluescope
 COPY notebooks /home/reader/notebooks/
+COPY docs /home/reader/docs/
 # What notebooks read besides the bundled pair.
+COPY datasets/paragraphs.json /home/reader/datasets/
 COPY datasets/results/smollm2-135m /home/reader/datasets/results/smollm2-135m/
 COPY tests/fixtures/families/llama2/model.gguf /home/reader/tests/fixtures/families/llama2/
 RUN useradd --create-home reader && chown -R reader /home/reader

@@ -45,14 +45,23 @@ fn run(command: &mut Command, mend: &str) -> Result<()> {
     }
 }
 
+/// Where this project's own notebooks may lie: in the clone it was built from, or in an unpacked archive of a release, whose
+/// `bin` holds the program.
+fn own(program: Option<&Path>) -> Vec<PathBuf> {
+    let archive = program.and_then(|program| program.ancestors().nth(2));
+    let archive = archive.filter(|folder| folder.join("share/cluescope/nano").is_dir());
+    let clone = Path::new(env!("CARGO_MANIFEST_DIR"));
+    [Some(clone), archive].into_iter().flatten().map(|folder| folder.join("notebooks")).collect()
+}
+
 /// Marks this project's own notebooks as trusted: until they are run, JupyterLab would leave their charts out. Others are for their reader to judge.
 fn trust(jupyter: &Path, notebooks: &Path, say: &mut dyn FnMut(&str)) {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks");
-    let (Ok(own), Ok(asked)) = (own.canonicalize(), notebooks.canonicalize()) else { return };
-    if own != asked {
+    let Ok(asked) = notebooks.canonicalize() else { return };
+    let program = std::env::current_exe().ok();
+    if !own(program.as_deref()).iter().any(|own| own.canonicalize().is_ok_and(|own| own == asked)) {
         return;
     }
-    let files = std::fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = std::fs::read_dir(&asked).into_iter().flatten().flatten().map(|entry| entry.path());
     let numbered = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         name.ends_with(".ipynb") && name.starts_with(|c: char| c.is_ascii_digit())
@@ -90,4 +99,20 @@ pub fn lab(notebooks: &Path, arguments: &[String], say: &mut dyn FnMut(&str)) ->
     // In this process's place, so that Ctrl-C and closing mean what they mean to JupyterLab.
     let error = Command::new(&jupyter).arg("lab").arg(notebooks).args(arguments).exec();
     Err(Error::io(&jupyter)(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_notebooks_that_came_with_the_program_are_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("bin/cluescope");
+        let shipped = folder.path().join("notebooks");
+        assert!(!own(Some(&program)).contains(&shipped), "any folder beside a `bin`");
+        std::fs::create_dir_all(folder.path().join("share/cluescope/nano")).unwrap();
+        assert!(own(Some(&program)).contains(&shipped));
+        assert!(own(None)[0].join("00-tour.ipynb").is_file());
+    }
 }

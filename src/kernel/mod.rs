@@ -9,6 +9,9 @@
 //! | `toolchain` | finds rustc and cargo |
 //! | `dependency` | `:dep` lines that ask for what is there |
 //! | `compiler` | stands in for cargo before the engine and calls `rustc` directly |
+//! | `interface` | what cells are linked against in the library's place, without its hundred thousand symbols |
+//! | `syntax` | questions about source text |
+//! | `diagnostics` | errors of a cell in words |
 //! | `types` | types of new variables, told by the compiler |
 //! | `stream` | takes apart what a cell prints |
 //! | `session` | one notebook's engine |
