@@ -239,6 +239,35 @@ fn an_added_token_beyond_the_embedding_is_refused_only_where_it_is_used() {
     );
 }
 
+/// As transformers 5 writes what earlier versions kept in several keys; for Gemma 3 once a kind of layer.
+#[test]
+fn rotary_settings_of_transformers_5_are_those_of_4() {
+    for name in ["gpt-neox-sequential", "llama3.1", "gemma3", "qwen3"] {
+        let folder = copy(name);
+        edit(&folder.path().join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            let mut take = |key: &str| config.remove(key).filter(|value| !value.is_null());
+            let mut rope = take("rope_scaling").unwrap_or(json!({"rope_type": "default"}));
+            rope["rope_theta"] = take("rope_theta").unwrap();
+            if let Some(part) = take("rotary_pct") {
+                rope["partial_rotary_factor"] = part;
+            }
+            for key in ["partial_rotary_factor", "rotary_emb_base"] {
+                take(key);
+            }
+            let rope = match take("rope_local_base_freq") {
+                Some(local) => json!({
+                    "full_attention": rope,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": local},
+                }),
+                None => rope,
+            };
+            config.insert("rope_parameters".into(), rope);
+        });
+        assert_eq!(load(folder.path()).config(), load(&fixture(name)).config(), "{name}");
+    }
+}
+
 /// Gemma 2 files from before their keys existed.
 #[test]
 fn a_gemma_2_file_without_window_and_caps_has_those_of_gemma_2() {
