@@ -318,6 +318,18 @@ fn rotary_scaling_of_a_gguf_file_needs_no_type() {
     assert_eq!(load(&path).config(), load(&fixture("llama3.1").join("model.gguf")).config());
 }
 
+/// Old settings beside new weights would load as a model that nobody made.
+#[test]
+fn saving_over_a_checkpoint_leaves_no_mixture() {
+    let folder = copy("smollm2");
+    let model = load(&fixture("smollm2-f16"));
+    // The write fails after the weights are replaced.
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    std::fs::create_dir(folder.path().join("generation_config.json")).unwrap();
+    model.save(folder.path()).unwrap_err();
+    assert_says(&refused(folder.path()), &["has no config.json"]);
+}
+
 /// Gemma 2 files from before their keys existed.
 #[test]
 fn a_gemma_2_file_without_window_and_caps_has_those_of_gemma_2() {
