@@ -161,7 +161,8 @@ fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 /// What the user typed, for provenance; the program's path is left out, and a word that a shell would split is quoted.
 fn command_line() -> String {
-    std::env::args().skip(1).fold("cluescope".into(), |line, word| line + " " + &quoted(&word))
+    let words = std::env::args_os().skip(1);
+    words.fold("cluescope".into(), |line, word| line + " " + &quoted(&word.to_string_lossy()))
 }
 
 /// `word` as a POSIX shell reads it back.

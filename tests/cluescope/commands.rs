@@ -526,3 +526,23 @@ fn the_memory_expected_is_about_the_memory_needed() {
         );
     }
 }
+
+#[test]
+#[cfg(unix)]
+fn names_that_are_not_unicode_are_no_reason_to_stop() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = workplace();
+    let at = folder.path();
+    let corpus = std::ffi::OsStr::from_bytes(b"people\xff.jsonl");
+    std::fs::copy(at.join("people.jsonl"), at.join(corpus)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        .args(["attend", "--model", "small", "--out", "own.jsonl", "--corpus"])
+        .arg(corpus)
+        .current_dir(at)
+        .env("CLUESCOPE_CACHE", "")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
+    assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
+}
