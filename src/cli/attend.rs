@@ -47,6 +47,7 @@ pub(crate) enum Part {
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Attended::check_path(&args.out)?;
+    super::keep_apart(&[("--corpus", Some(&args.corpus))], &[("--out", Some(&args.out))])?;
     let corpus = super::texts(&args.corpus)?;
     // A number of ten characters for each of three or four characters of text, and where its token lies.
     super::make_ready_for(&args.out, 8 * super::characters(&corpus))?;

@@ -83,6 +83,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
     Contrast::check_path(&args.out)?;
+    super::keep_apart(
+        &[("--corpus", Some(&args.corpus))],
+        &[
+            ("--out", Some(&args.out)),
+            ("--html", args.html.as_deref()),
+            ("--heads-html", args.heads_html.as_deref()),
+        ],
+    )?;
     let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
     let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));

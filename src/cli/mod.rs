@@ -140,6 +140,24 @@ fn texts(path: &Path) -> cluescope::Result<Corpus> {
     Ok(corpus)
 }
 
+/// Refuses to write to `outs` what would replace one of the files `ins` it is made from; each with its option.
+fn keep_apart(
+    ins: &[(&'static str, Option<&Path>)],
+    outs: &[(&'static str, Option<&Path>)],
+) -> cluescope::Result<()> {
+    for (option, out) in outs.iter().filter_map(|&(option, out)| Some((option, out?))) {
+        // One that is not there yet replaces nothing.
+        let Ok(place) = out.canonicalize() else { continue };
+        let read =
+            |path: Option<&Path>| path.and_then(|path| path.canonicalize().ok()).as_ref() == Some(&place);
+        if let Some((other, _)) = ins.iter().find(|(_, path)| read(*path)) {
+            let expected = format!("another file than {other}, which it would replace");
+            return Err(cluescope::Error::option(option, out.display(), expected));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder of the file `path` ready for about `bytes`.
 fn make_ready_for(path: &Path, bytes: u64) -> cluescope::Result<()> {
     make_ready(folder_of(path), bytes)

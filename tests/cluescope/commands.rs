@@ -546,3 +546,33 @@ fn names_that_are_not_unicode_are_no_reason_to_stop() {
     let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
     assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
 }
+
+#[test]
+fn a_result_never_replaces_what_it_is_made_from() {
+    let folder = workplace();
+    let at = folder.path();
+    good(at, &["attend", "--model", "small", "--corpus", "people.jsonl", "--out", "own.jsonl"]);
+    std::fs::write(at.join("wording.csv"), "field,prompt\nname,Who?\n").unwrap();
+    let contrast = ["contrast", "--small", "small", "--large", "large", "--corpus", "people.jsonl", "--out"];
+    let augment = ["augment", "guide", "--corpus", "people.jsonl", "--guide", "own.jsonl", "--out"];
+    for (words, part) in [
+        (
+            &["attend", "--model", "small", "--corpus", "people.jsonl", "--out", "small/../people.jsonl"][..],
+            "--corpus",
+        ),
+        (&[&contrast[..], &["people.jsonl"]].concat(), "--corpus"),
+        (&[&contrast[..], &["x.jsonl", "--html", "people.jsonl"]].concat(), "--html = people.jsonl"),
+        (&[&augment[..], &["people.jsonl"]].concat(), "--out = people.jsonl"),
+        (&[&augment[..], &["own.jsonl"]].concat(), "--guide"),
+        (&[&augment[..], &["x.jsonl", "--plan", "own.jsonl"]].concat(), "--plan = own.jsonl"),
+        (&["quiz", "--model", "small", "--corpus", "people.jsonl", "--out", "people.jsonl"], "--corpus"),
+        (&["biographies", "3", "--wording", "wording.csv", "--out", "wording.csv"], "--wording"),
+    ] {
+        let files =
+            || ["people.jsonl", "own.jsonl", "wording.csv"].map(|name| std::fs::read(at.join(name)).unwrap());
+        let before = files();
+        let said = bad(at, words);
+        assert!(said.contains(part) && said.contains("would replace"), "{words:?}: {said}");
+        assert_eq!(files(), before, "{words:?}");
+    }
+}
