@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::cache::{self, Store};
 use super::gather::{Shape, gather};
-use super::options::{Aggregation, Attend, Probes};
+use super::options::{Aggregation, Attend};
 use super::prepare::Prepared;
 use super::reader::Reader;
 use super::window::window_of_probe;
@@ -66,7 +66,7 @@ fn readers(copies: &[Model]) -> Vec<&dyn Reader> {
 
 /// See [`Model::attend`]; `models` are copies of one.
 pub(super) fn attend(models: &[&dyn Reader], documents: &[Document], options: &Attend) -> Result<Attended> {
-    check_fields(documents, options)?;
+    options.check(documents)?;
     let mut texts = Vec::with_capacity(documents.len());
     run(models, documents, options, 0, &mut |text| {
         texts.push(text);
@@ -95,43 +95,15 @@ pub(super) fn attend_to_file(
     if documents.is_empty() {
         return Err(Error::option("corpus", "0 texts", "at least one text; an empty file would say nothing"));
     }
-    check_fields(documents, options)?;
+    options.check(documents)?;
     let provenance = provenance(models[0], documents, options);
     let mut partial = store::Partial::open(path, documents, &provenance)?;
     run(models, documents, options, partial.done(), &mut |text| partial.append(&text))?;
     partial.finish()
 }
 
-/// Refuses a field that no text marks: its column would be missing from the result without a word.
-fn check_fields(documents: &[Document], options: &Attend) -> Result<()> {
-    let Probes::Fields(fields) = &options.probes else { return Ok(()) };
-    let marked: BTreeSet<&str> =
-        documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
-    match fields.iter().find(|field| !documents.is_empty() && !marked.contains(field.as_str())) {
-        None => Ok(()),
-        Some(field) => {
-            let marked: Vec<&str> = marked.into_iter().collect();
-            let expected = if marked.is_empty() {
-                "nothing: no text of this corpus marks a field".to_owned()
-            } else {
-                format!("a field that some text marks: {}", marked.join(", "))
-            };
-            Err(Error::option("probe", field, expected))
-        }
-    }
-}
-
 fn shape(model: &dyn Reader) -> Shape {
     Shape { layers: model.config().layers, heads: model.config().heads }
-}
-
-fn context(model: &dyn Reader, options: &Attend) -> Result<usize> {
-    let most = model.config().max_positions;
-    match options.context {
-        None => Ok(most),
-        Some(tokens) if (2..=most).contains(&tokens) => Ok(tokens),
-        Some(tokens) => Err(Error::option("context", tokens, format!("2 to {most}, the model's own"))),
-    }
 }
 
 /// Model, corpus and options of a result.
@@ -165,11 +137,7 @@ fn run(
 ) -> Result<()> {
     let model = models[0];
     let shape = shape(model);
-    options.heads.check(shape.layers, shape.heads)?;
-    let context = context(model, options)?;
-    if options.batch_tokens == 0 {
-        return Err(Error::option("batch_tokens", 0, "at least 1"));
-    }
+    let context = options.check_for(model.config())?;
     let documents = &documents[skip..];
     let mut todo = Vec::with_capacity(documents.len());
     for document in documents {

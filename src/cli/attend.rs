@@ -59,6 +59,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let probes = if args.probe.is_empty() { Probes::None } else { Probes::Fields(args.probe.clone()) };
     let options =
         Attend::new().per(per).probes(probes).prefix(args.prefix.as_str()).command(super::command_line());
+    options.check(&corpus.documents)?;
     if args.streamed {
         let options = options.stream_tokens(args.stream_tokens);
         let model = args.model.open_streamed()?;

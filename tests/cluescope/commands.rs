@@ -528,23 +528,29 @@ fn the_memory_expected_is_about_the_memory_needed() {
 }
 
 #[test]
-#[cfg(unix)]
-fn names_that_are_not_unicode_are_no_reason_to_stop() {
-    use std::os::unix::ffi::OsStrExt;
+fn what_is_wrong_with_one_model_is_told_before_the_other_is_measured() {
     let folder = workplace();
     let at = folder.path();
-    let corpus = std::ffi::OsStr::from_bytes(b"people\xff.jsonl");
-    std::fs::copy(at.join("people.jsonl"), at.join(corpus)).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_cluescope"))
-        .args(["attend", "--model", "small", "--out", "own.jsonl", "--corpus"])
-        .arg(corpus)
-        .current_dir(at)
-        .env("CLUESCOPE_CACHE", "")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
-    assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
+    let contrast =
+        ["contrast", "--small", "small", "--corpus", "people.jsonl", "--out", "x.jsonl", "--large"];
+    let unmarked = ["attend", "--model", "no/such/model", "--corpus", "people.jsonl", "--out", "x.jsonl"];
+    std::fs::create_dir(at.join("bare")).unwrap();
+    std::fs::copy(at.join("large/config.json"), at.join("bare/config.json")).unwrap();
+    for (words, part) in [
+        ([&contrast[..], &["no/such/model"]].concat(), "no/such/model: no such file or folder"),
+        (
+            [&contrast[..], &["large", "--large-layers", "0,2"]].concat(),
+            "large: layers = layers 0,2: at least one, layers 0 to 1",
+        ),
+        ([&contrast[..], &["bare"]].concat(), "bare: has no tokenizer.json"),
+        (
+            [&unmarked[..], &["--probe", "city", "compnay"]].concat(),
+            "probe = compnay: a field that some text marks",
+        ),
+    ] {
+        let said = bad(at, &words);
+        assert!(said.contains(part) && !said.contains("attention of"), "{words:?}: {said}");
+    }
 }
 
 #[test]
@@ -575,4 +581,24 @@ fn a_result_never_replaces_what_it_is_made_from() {
         assert!(said.contains(part) && said.contains("would replace"), "{words:?}: {said}");
         assert_eq!(files(), before, "{words:?}");
     }
+}
+
+#[test]
+#[cfg(unix)]
+fn names_that_are_not_unicode_are_no_reason_to_stop() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = workplace();
+    let at = folder.path();
+    let corpus = std::ffi::OsStr::from_bytes(b"people\xff.jsonl");
+    std::fs::copy(at.join("people.jsonl"), at.join(corpus)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        .args(["attend", "--model", "small", "--out", "own.jsonl", "--corpus"])
+        .arg(corpus)
+        .current_dir(at)
+        .env("CLUESCOPE_CACHE", "")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
+    assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
 }
