@@ -142,7 +142,9 @@ fn run(
     let mut todo = Vec::with_capacity(documents.len());
     for document in documents {
         check_interrupt()?;
-        todo.push(Prepared::new(model.tokenizer(), document, options, context)?);
+        let prepared = Prepared::new(model.tokenizer(), document, options, context)?;
+        refuse_unknown_tokens(model, document, &prepared.read)?;
+        todo.push(prepared);
         if !options.maps.is_empty() && todo.last().is_some_and(|p| p.windows.len() > 1) {
             let message =
                 format!("text {}: whole matrices need a text within the context of {context}", document.id);
@@ -248,6 +250,19 @@ impl Groups {
         }
         (!group.texts.is_empty()).then_some(group)
     }
+}
+
+/// An added token may lie beyond the rows of the embedding.
+fn refuse_unknown_tokens(model: &dyn Reader, document: &Document, read: &[u32]) -> Result<()> {
+    let rows = model.config().vocab_size;
+    let Some(&id) = read.iter().find(|&&id| id as usize >= rows) else { return Ok(()) };
+    let message = format!(
+        "text {}: token {:?}, id {id} lies outside the vocabulary of {rows}; the model has no embedding for it, so take that token \
+         out of the text",
+        document.id,
+        model.tokenizer().token(id),
+    );
+    Err(Error::model(model.name(), message))
 }
 
 /// A damaged weight or an overflow: the numbers would go into files as null and fail whoever reads them.

@@ -237,6 +237,18 @@ fn an_added_token_beyond_the_embedding_is_refused_only_where_it_is_used() {
         &wrong.to_string(),
         &[&format!("id {rows} lies outside the vocabulary of {rows}"), "take that token"],
     );
+    // Told by the text's own name, before anything is measured.
+    let documents = ["a picture", "a <image_soft_token>"]
+        .map(|text| cluescope::corpus::Document::new(format!("of {text}"), text, Vec::new()));
+    let out = folder.path().join("out.jsonl");
+    let options = Attend::new().cache(Cache::Off).batch_tokens(1);
+    let wrong = model.attend_to_file(&documents, &options, &out).unwrap_err();
+    assert_says(
+        &wrong.to_string(),
+        &["text of a <image_soft_token>", "<image_soft_token>", &format!("id {rows} lies outside"), "take"],
+    );
+    let partial = std::fs::read_to_string(folder.path().join("out.jsonl.partial")).unwrap();
+    assert_eq!(partial, "");
 }
 
 /// As transformers 5 writes what earlier versions kept in several keys; for Gemma 3 once a kind of layer.
