@@ -155,12 +155,15 @@ fn run(
     let lasting = options.maps.is_empty() && model.is_settled();
     let cache = if lasting { &options.cache } else { &super::Cache::Off };
     let cache = Mutex::new(Store::open(cache));
+    let versions = Provenance::new("");
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
     let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) };
     let next = || {
         let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = |at: usize| cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context));
+        let key = |at: usize| {
+            cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context, &versions))
+        };
         Ok(groups.next(&todo, &cache, key))
     };
     let work = |model: &mut &dyn Reader, group: Group| {
@@ -349,6 +352,7 @@ fn key(
     prepared: &Prepared,
     options: &Attend,
     context: usize,
+    versions: &Provenance,
 ) -> String {
     let probes: String = prepared.probes.iter().map(|(field, p)| format!("{field} {p}\n")).collect();
     let mut parts = vec![
@@ -360,6 +364,7 @@ fn key(
         document.text.clone(),
     ];
     parts.push(probes);
+    parts.extend(versions.versions().map(|(name, version)| format!("{name} {version}")));
     // Which probes are wanted is already said by the probes found.
     let options = options.describe(context).into_iter().filter(|(name, _)| *name != "probes");
     parts.extend(options.map(|(name, value)| format!("{name}={value}")));
@@ -428,7 +433,8 @@ mod tests {
             let mut cache = Store::open(&Cache::Folder(path));
             let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: (64, 60) };
             let mut cuts = Vec::new();
-            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64));
+            let versions = Provenance::new("");
+            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64, &versions));
             while let Some(group) = groups.next(&todo, &cache, key) {
                 cuts.push(group.from);
                 for (at, (key, found)) in (group.from..).zip(group.texts) {
@@ -445,6 +451,23 @@ mod tests {
         let (finished, pending) = (cut(true), cut(false));
         assert!(finished.len() > 10);
         assert_eq!(finished, pending);
+    }
+
+    /// What another version computed may differ in its last digits, so it is no answer.
+    #[test]
+    fn numbers_of_another_version_are_not_taken_from_the_cache() {
+        let (model, documents) = some();
+        let options = Attend::new();
+        let prepared = Prepared::new(model.tokenizer(), &documents[0], &options, 64).unwrap();
+        let key = |versions: &Provenance| key(&model, &documents[0], &prepared, &options, 64, versions);
+        let here = Provenance::new("x");
+        assert_eq!(key(&here), key(&Provenance::new("another command")));
+        for name in here.crates.keys() {
+            let mut other = here.clone();
+            other.crates.insert(name.clone(), "0.0.1".into());
+            assert_ne!(key(&here), key(&other), "{name}");
+        }
+        assert_ne!(key(&here), key(&Provenance { cluescope: "0.0.1".into(), ..here.clone() }));
     }
 
     #[test]
