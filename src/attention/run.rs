@@ -4,6 +4,7 @@
 //! texts are taken in the order given, and finished ones can be handed on at once.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -127,6 +128,28 @@ pub(crate) fn corpus_hash<'a>(documents: impl IntoIterator<Item = &'a Document>)
     }))
 }
 
+/// What the model shall read of each document.
+pub(super) fn prepare(
+    model: &dyn Reader,
+    documents: &[Document],
+    options: &Attend,
+    context: usize,
+) -> Result<Vec<Prepared>> {
+    let mut todo = Vec::with_capacity(documents.len());
+    for document in documents {
+        check_interrupt()?;
+        let prepared = Prepared::new(model.tokenizer(), document, options, context)?;
+        refuse_unknown_tokens(model, document, &prepared.read)?;
+        if !options.maps.is_empty() && prepared.windows.len() > 1 {
+            let message =
+                format!("text {}: whole matrices need a text within the context of {context}", document.id);
+            return Err(Error::Stopped(message));
+        }
+        todo.push(prepared);
+    }
+    Ok(todo)
+}
+
 /// Measures `documents[skip..]`, spread over `models`, and gives each text to `each`, in order.
 fn run(
     models: &[&dyn Reader],
@@ -139,18 +162,7 @@ fn run(
     let shape = shape(model);
     let context = options.check_for(model.config())?;
     let documents = &documents[skip..];
-    let mut todo = Vec::with_capacity(documents.len());
-    for document in documents {
-        check_interrupt()?;
-        let prepared = Prepared::new(model.tokenizer(), document, options, context)?;
-        refuse_unknown_tokens(model, document, &prepared.read)?;
-        todo.push(prepared);
-        if !options.maps.is_empty() && todo.last().is_some_and(|p| p.windows.len() > 1) {
-            let message =
-                format!("text {}: whole matrices need a text within the context of {context}", document.id);
-            return Err(Error::Stopped(message));
-        }
-    }
+    let todo = prepare(model, documents, options, context)?;
     // Whole matrices are too large to remember, and weights in training change under the same hash.
     let lasting = options.maps.is_empty() && model.is_settled();
     let cache = if lasting { &options.cache } else { &super::Cache::Off };
@@ -158,7 +170,7 @@ fn run(
     let versions = Provenance::new("");
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
-    let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) };
+    let mut groups = Groups::new(model, options);
     let next = || {
         let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
         let key = |at: usize| {
@@ -226,7 +238,19 @@ struct Groups {
     most: (usize, usize),
 }
 
+/// The groups of `todo` where the cache holds nothing of it.
+pub(super) fn groups(model: &dyn Reader, todo: &[Prepared], options: &Attend) -> Vec<Range<usize>> {
+    let nothing = Store::open(&super::Cache::Off);
+    let mut groups = Groups::new(model, options);
+    let next = || groups.next(todo, &nothing, |_| None);
+    std::iter::from_fn(next).map(|group| group.from..group.from + group.texts.len()).collect()
+}
+
 impl Groups {
+    fn new(model: &dyn Reader, options: &Attend) -> Self {
+        Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) }
+    }
+
     fn next(
         &mut self,
         todo: &[Prepared],
@@ -281,6 +305,30 @@ fn refuse_what_is_not_finite(model: &str, text: &AttendedText) -> Result<()> {
     Err(Error::model(model, message))
 }
 
+/// The stretches of `texts` that the model must read, as text and stretch, cut into batches.
+pub(super) fn batches(texts: &[&Prepared], options: &Attend) -> Vec<Vec<(usize, usize)>> {
+    let received = options.aggregation == Aggregation::Paper;
+    let needed =
+        |p: &Prepared| !p.read.is_empty() && (received || !p.probes.is_empty() || !options.maps.is_empty());
+    let stretches = (0..texts.len())
+        .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
+        .filter(|&(t, _)| needed(texts[t]));
+    let mut batches: Vec<Vec<(usize, usize)>> = Vec::new();
+    let mut tokens = 0;
+    for (t, w) in stretches {
+        let length = texts[t].windows[w].len();
+        match batches.last_mut() {
+            Some(batch) if tokens + length <= options.batch_tokens => batch.push((t, w)),
+            _ => {
+                tokens = 0;
+                batches.push(vec![(t, w)]);
+            }
+        }
+        tokens += length;
+    }
+    batches
+}
+
 /// Runs the model over all stretches of `texts`; one list of captures a text.
 fn capture(
     model: &dyn Reader,
@@ -288,47 +336,25 @@ fn capture(
     options: &Attend,
     progress: &Progress,
 ) -> Result<Vec<Vec<CapturedText>>> {
-    let received = options.aggregation == Aggregation::Paper;
     let mut captured: Vec<Vec<CapturedText>> = texts.iter().map(|_| Vec::new()).collect();
-    let needed =
-        |p: &Prepared| !p.read.is_empty() && (received || !p.probes.is_empty() || !options.maps.is_empty());
-    let stretches: Vec<(usize, usize)> = (0..texts.len())
-        .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
-        .filter(|&(t, _)| needed(texts[t]))
-        .collect();
-    let mut chunks = Vec::new();
-    let mut batches = Vec::new();
-    let mut from = 0;
-    while from < stretches.len() {
-        let mut to = from;
-        let mut tokens = 0;
-        while to < stretches.len() {
-            let (t, w) = stretches[to];
-            let length = texts[t].windows[w].len();
-            if to > from && tokens + length > options.batch_tokens {
-                break;
-            }
-            tokens += length;
-            to += 1;
-        }
-        let chunk = &stretches[from..to];
+    let chunks = batches(texts, options);
+    let read = |chunk: &Vec<(usize, usize)>| {
         let ids: Vec<Vec<u32>> = chunk
             .iter()
             .map(|&(t, w)| texts[t].windows[w].tokens().map(|i| texts[t].read[i]).collect())
             .collect();
         let capture = Capture {
             detail: options.detail(),
-            received,
+            received: options.aggregation == Aggregation::Paper,
             probes: chunk.iter().map(|&(t, w)| probe_places(texts[t], w)).collect(),
             maps: options.maps.clone(),
             depth: options.depth(),
         };
-        batches.push((Batch::new(&ids), capture));
-        chunks.push(chunk);
-        from = to;
-    }
+        (Batch::new(&ids), capture)
+    };
+    let batches: Vec<(Batch, Capture)> = chunks.iter().map(read).collect();
     for (chunk, of_chunk) in chunks.into_iter().zip(model.read(&batches, progress)?) {
-        for (&(t, _), text) in chunk.iter().zip(of_chunk) {
+        for ((t, _), text) in chunk.into_iter().zip(of_chunk) {
             captured[t].push(text);
         }
     }
@@ -336,7 +362,7 @@ fn capture(
 }
 
 /// Places within stretch `window` of the probes whose rows come from it.
-fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
+pub(super) fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
     text.probes
         .iter()
         .map(|(_, position)| text.kept[*position])

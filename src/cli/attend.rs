@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.streamed {
         let options = options.stream_tokens(args.stream_tokens);
         let model = args.model.open_streamed()?;
-        eprintln!("expected: {}", model.estimate_for(&corpus.documents, &options)?);
+        eprintln!("expected: {}", model.estimate(&corpus.documents, &options)?);
         model.attend_to_file(&corpus.documents, &options, &args.out)?;
         if let Some(peak) = memory::peak() {
             eprintln!("memory: {} at most", memory::readable(peak));
