@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use cluescope::attention::{Aggregation, Per};
 use cluescope::augment::{ALPHA, BETA};
-use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
+use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_config, load_tokenizer};
 use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, Table, TextPicture};
 
@@ -110,11 +110,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let options = options(args)?.devices(&devices);
     options.check(&corpus.documents)?;
-    // Three numbers a token, and where it lies.
-    let bytes = 16 * super::characters(&corpus);
-    super::make_ready_for(&args.out, bytes)?;
+    let mut parts = 0;
+    if let Some(part) = args.per {
+        for source in [&args.small, &args.large] {
+            parts += part.count(&load_config(source)?);
+        }
+    }
+    super::make_ready_for_rows(&args.out, &corpus, 3 + parts, marked.len())?;
     for page in [&args.html, &args.heads_html].into_iter().flatten() {
-        super::make_ready_for(page, bytes)?;
+        super::make_ready_for_rows(page, &corpus, 3, 0)?;
     }
     if let Some(folder) = &args.figures {
         make_ready(folder, 0)?;
