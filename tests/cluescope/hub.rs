@@ -313,12 +313,14 @@ fn a_tokenizer_is_downloaded_without_weights_which_come_later() {
         let requests = server.requests();
         assert_eq!(ids(&Model::load_tokenizer_from(REPO, &offline).unwrap()), ids(&alone));
         assert_eq!(ids(&Model::load_tokenizer_from(REPO, &hub).unwrap()), ids(&alone));
+        let config = Model::load_config_from(REPO, &offline).unwrap();
         assert_eq!(server.requests(), requests, "from the cache");
         server.set(|s| assert!(s.seen.iter().all(|line| !line.contains("safetensors")), "{:?}", s.seen));
         // What is there passes for no model.
         let message = Model::load_from(REPO, &offline).unwrap_err().to_string();
         assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
-        assert_eq!(ids(Model::load_from(REPO, &hub).unwrap().tokenizer()), ids(&alone));
+        let model = Model::load_from(REPO, &hub).unwrap();
+        assert_eq!((ids(model.tokenizer()), model.config()), (ids(&alone), &config));
     }
     // Its weights cannot be read, its tokenizer can.
     let server = Server::of("smollm2");
