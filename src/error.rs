@@ -91,6 +91,14 @@ impl Error {
         }
     }
 
+    /// This error, where it is about a format, at `place`.
+    pub(crate) fn at(self, place: impl ToString) -> Error {
+        match self {
+            Error::Format { path, message, .. } => Error::format(path, place, message),
+            other => other,
+        }
+    }
+
     /// An [`Error::Option`].
     pub fn option(name: &'static str, value: impl ToString, expected: impl ToString) -> Error {
         Error::Option { name, value: value.to_string(), expected: expected.to_string() }

@@ -52,10 +52,15 @@ impl Provenance {
     /// Whether `other` would lead to the same numbers: a model is its content, whatever name it goes by, and the command
     /// may be spelt another way.
     pub fn same_numbers(&self, other: &Provenance) -> bool {
-        self.cluescope == other.cluescope
-            && self.crates == other.crates
+        self.versions().eq(other.versions())
             && self.models.values().eq(other.models.values())
             && self.options == other.options
+    }
+
+    /// Names and versions of what decides numbers: this package and the crates.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
+        let crates = self.crates.iter().map(|(name, version)| (name.as_str(), version.as_str()));
+        std::iter::once(("cluescope", self.cluescope.as_str())).chain(crates)
     }
 
     /// Adds a model and its content hash.

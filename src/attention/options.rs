@@ -1,11 +1,13 @@
 //! What to measure, and how.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::Document;
 use crate::error::{Error, Result};
-use crate::model::{Detail, Devices};
+use crate::model::{DecoderConfig, Detail, Devices};
 
 /// How received attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -301,6 +303,43 @@ impl Attend {
     pub fn command(mut self, command: impl Into<String>) -> Self {
         self.command = command.into();
         self
+    }
+
+    /// Refuses options that no model could measure `documents` with, for those who want to know before one is loaded: above
+    /// all a probe's field that no text marks, whose column would be missing from the result without a word.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming it.
+    pub fn check(&self, documents: &[Document]) -> Result<()> {
+        if self.batch_tokens == 0 {
+            return Err(Error::option("batch_tokens", 0, "at least 1"));
+        }
+        let Probes::Fields(fields) = &self.probes else { return Ok(()) };
+        let marked: BTreeSet<&str> =
+            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+        match fields.iter().find(|field| !documents.is_empty() && !marked.contains(field.as_str())) {
+            None => Ok(()),
+            Some(field) => {
+                let marked: Vec<&str> = marked.into_iter().collect();
+                let expected = if marked.is_empty() {
+                    "nothing: no text of this corpus marks a field".to_owned()
+                } else {
+                    format!("a field that some text marks: {}", marked.join(", "))
+                };
+                Err(Error::option("probe", field, expected))
+            }
+        }
+    }
+
+    /// Refuses layers, heads and a context that a model of this configuration does not have, and gives the tokens read at once.
+    pub(crate) fn check_for(&self, config: &DecoderConfig) -> Result<usize> {
+        self.heads.check(config.layers, config.heads)?;
+        let most = config.max_positions;
+        match self.context {
+            None => Ok(most),
+            Some(tokens) if (2..=most).contains(&tokens) => Ok(tokens),
+            Some(tokens) => Err(Error::option("context", tokens, format!("2 to {most}, the model's own"))),
+        }
     }
 
     /// What is read in front of every text.

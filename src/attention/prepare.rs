@@ -31,10 +31,11 @@ impl Prepared {
     ) -> Result<Self> {
         let prefix = options.prefix.chars().count();
         let encoding = if prefix == 0 {
-            tokenizer.encode(&document.text)?
+            tokenizer.encode(&document.text)
         } else {
-            tokenizer.encode(&format!("{}{}", options.prefix, document.text))?
+            tokenizer.encode(&format!("{}{}", options.prefix, document.text))
         };
+        let encoding = encoding.map_err(|e| e.at(format!("text {}", document.id)))?;
         let count = encoding.ids.len();
         let start = encoding.special.iter().take_while(|&&special| special).count();
         // A token that reaches from the prefix into the text belongs to the text.
@@ -77,6 +78,19 @@ pub(crate) fn tokens_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_the_tokenizer_refuses_is_named() {
+        let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}}"#;
+        let tokenizer = Tokenizer::from_json("words", json.as_bytes()).unwrap();
+        let document = |text: &str| Document::new(format!("of {text}"), text, Vec::new());
+        let prepare = |text: &str| Prepared::new(&tokenizer, &document(text), &Attend::new(), 64);
+        prepare("a a").unwrap();
+        let message = prepare("a b").unwrap_err().to_string();
+        assert!(message.starts_with("words, text of a b: cannot tokenise"), "{message}");
+    }
 
     #[test]
     fn the_prefix_is_cut_away_and_offsets_are_the_texts() {

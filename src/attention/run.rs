@@ -4,12 +4,13 @@
 //! texts are taken in the order given, and finished ones can be handed on at once.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::cache::{self, Store};
 use super::gather::{Shape, gather};
-use super::options::{Aggregation, Attend, Probes};
+use super::options::{Aggregation, Attend};
 use super::prepare::Prepared;
 use super::reader::Reader;
 use super::window::window_of_probe;
@@ -66,7 +67,7 @@ fn readers(copies: &[Model]) -> Vec<&dyn Reader> {
 
 /// See [`Model::attend`]; `models` are copies of one.
 pub(super) fn attend(models: &[&dyn Reader], documents: &[Document], options: &Attend) -> Result<Attended> {
-    check_fields(documents, options)?;
+    options.check(documents)?;
     let mut texts = Vec::with_capacity(documents.len());
     run(models, documents, options, 0, &mut |text| {
         texts.push(text);
@@ -95,43 +96,15 @@ pub(super) fn attend_to_file(
     if documents.is_empty() {
         return Err(Error::option("corpus", "0 texts", "at least one text; an empty file would say nothing"));
     }
-    check_fields(documents, options)?;
+    options.check(documents)?;
     let provenance = provenance(models[0], documents, options);
     let mut partial = store::Partial::open(path, documents, &provenance)?;
     run(models, documents, options, partial.done(), &mut |text| partial.append(&text))?;
     partial.finish()
 }
 
-/// Refuses a field that no text marks: its column would be missing from the result without a word.
-fn check_fields(documents: &[Document], options: &Attend) -> Result<()> {
-    let Probes::Fields(fields) = &options.probes else { return Ok(()) };
-    let marked: BTreeSet<&str> =
-        documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
-    match fields.iter().find(|field| !documents.is_empty() && !marked.contains(field.as_str())) {
-        None => Ok(()),
-        Some(field) => {
-            let marked: Vec<&str> = marked.into_iter().collect();
-            let expected = if marked.is_empty() {
-                "nothing: no text of this corpus marks a field".to_owned()
-            } else {
-                format!("a field that some text marks: {}", marked.join(", "))
-            };
-            Err(Error::option("probe", field, expected))
-        }
-    }
-}
-
 fn shape(model: &dyn Reader) -> Shape {
     Shape { layers: model.config().layers, heads: model.config().heads }
-}
-
-fn context(model: &dyn Reader, options: &Attend) -> Result<usize> {
-    let most = model.config().max_positions;
-    match options.context {
-        None => Ok(most),
-        Some(tokens) if (2..=most).contains(&tokens) => Ok(tokens),
-        Some(tokens) => Err(Error::option("context", tokens, format!("2 to {most}, the model's own"))),
-    }
 }
 
 /// Model, corpus and options of a result.
@@ -155,6 +128,28 @@ pub(crate) fn corpus_hash<'a>(documents: impl IntoIterator<Item = &'a Document>)
     }))
 }
 
+/// What the model shall read of each document.
+pub(super) fn prepare(
+    model: &dyn Reader,
+    documents: &[Document],
+    options: &Attend,
+    context: usize,
+) -> Result<Vec<Prepared>> {
+    let mut todo = Vec::with_capacity(documents.len());
+    for document in documents {
+        check_interrupt()?;
+        let prepared = Prepared::new(model.tokenizer(), document, options, context)?;
+        refuse_unknown_tokens(model, document, &prepared.read)?;
+        if !options.maps.is_empty() && prepared.windows.len() > 1 {
+            let message =
+                format!("text {}: whole matrices need a text within the context of {context}", document.id);
+            return Err(Error::Stopped(message));
+        }
+        todo.push(prepared);
+    }
+    Ok(todo)
+}
+
 /// Measures `documents[skip..]`, spread over `models`, and gives each text to `each`, in order.
 fn run(
     models: &[&dyn Reader],
@@ -165,32 +160,22 @@ fn run(
 ) -> Result<()> {
     let model = models[0];
     let shape = shape(model);
-    options.heads.check(shape.layers, shape.heads)?;
-    let context = context(model, options)?;
-    if options.batch_tokens == 0 {
-        return Err(Error::option("batch_tokens", 0, "at least 1"));
-    }
+    let context = options.check_for(model.config())?;
     let documents = &documents[skip..];
-    let mut todo = Vec::with_capacity(documents.len());
-    for document in documents {
-        check_interrupt()?;
-        todo.push(Prepared::new(model.tokenizer(), document, options, context)?);
-        if !options.maps.is_empty() && todo.last().is_some_and(|p| p.windows.len() > 1) {
-            let message =
-                format!("text {}: whole matrices need a text within the context of {context}", document.id);
-            return Err(Error::Stopped(message));
-        }
-    }
+    let todo = prepare(model, documents, options, context)?;
     // Whole matrices are too large to remember, and weights in training change under the same hash.
     let lasting = options.maps.is_empty() && model.is_settled();
     let cache = if lasting { &options.cache } else { &super::Cache::Off };
     let cache = Mutex::new(Store::open(cache));
+    let versions = Provenance::new("");
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
-    let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) };
+    let mut groups = Groups::new(model, options);
     let next = || {
         let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = |at: usize| cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context));
+        let key = |at: usize| {
+            cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context, &versions))
+        };
         Ok(groups.next(&todo, &cache, key))
     };
     let work = |model: &mut &dyn Reader, group: Group| {
@@ -253,7 +238,19 @@ struct Groups {
     most: (usize, usize),
 }
 
+/// The groups of `todo` where the cache holds nothing of it.
+pub(super) fn groups(model: &dyn Reader, todo: &[Prepared], options: &Attend) -> Vec<Range<usize>> {
+    let nothing = Store::open(&super::Cache::Off);
+    let mut groups = Groups::new(model, options);
+    let next = || groups.next(todo, &nothing, |_| None);
+    std::iter::from_fn(next).map(|group| group.from..group.from + group.texts.len()).collect()
+}
+
 impl Groups {
+    fn new(model: &dyn Reader, options: &Attend) -> Self {
+        Groups { from: 0, missed: BTreeSet::new(), most: model.group(options) }
+    }
+
     fn next(
         &mut self,
         todo: &[Prepared],
@@ -282,6 +279,19 @@ impl Groups {
     }
 }
 
+/// An added token may lie beyond the rows of the embedding.
+fn refuse_unknown_tokens(model: &dyn Reader, document: &Document, read: &[u32]) -> Result<()> {
+    let rows = model.config().vocab_size;
+    let Some(&id) = read.iter().find(|&&id| id as usize >= rows) else { return Ok(()) };
+    let message = format!(
+        "text {}: token {:?}, id {id} lies outside the vocabulary of {rows}; the model has no embedding for it, so take that token \
+         out of the text",
+        document.id,
+        model.tokenizer().token(id),
+    );
+    Err(Error::model(model.name(), message))
+}
+
 /// A damaged weight or an overflow: the numbers would go into files as null and fail whoever reads them.
 fn refuse_what_is_not_finite(model: &str, text: &AttendedText) -> Result<()> {
     let mut weights = text.received.iter().chain(text.probe.values().flat_map(|probe| &probe.weights));
@@ -295,6 +305,30 @@ fn refuse_what_is_not_finite(model: &str, text: &AttendedText) -> Result<()> {
     Err(Error::model(model, message))
 }
 
+/// The stretches of `texts` that the model must read, as text and stretch, cut into batches.
+pub(super) fn batches(texts: &[&Prepared], options: &Attend) -> Vec<Vec<(usize, usize)>> {
+    let received = options.aggregation == Aggregation::Paper;
+    let needed =
+        |p: &Prepared| !p.read.is_empty() && (received || !p.probes.is_empty() || !options.maps.is_empty());
+    let stretches = (0..texts.len())
+        .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
+        .filter(|&(t, _)| needed(texts[t]));
+    let mut batches: Vec<Vec<(usize, usize)>> = Vec::new();
+    let mut tokens = 0;
+    for (t, w) in stretches {
+        let length = texts[t].windows[w].len();
+        match batches.last_mut() {
+            Some(batch) if tokens + length <= options.batch_tokens => batch.push((t, w)),
+            _ => {
+                tokens = 0;
+                batches.push(vec![(t, w)]);
+            }
+        }
+        tokens += length;
+    }
+    batches
+}
+
 /// Runs the model over all stretches of `texts`; one list of captures a text.
 fn capture(
     model: &dyn Reader,
@@ -302,47 +336,25 @@ fn capture(
     options: &Attend,
     progress: &Progress,
 ) -> Result<Vec<Vec<CapturedText>>> {
-    let received = options.aggregation == Aggregation::Paper;
     let mut captured: Vec<Vec<CapturedText>> = texts.iter().map(|_| Vec::new()).collect();
-    let needed =
-        |p: &Prepared| !p.read.is_empty() && (received || !p.probes.is_empty() || !options.maps.is_empty());
-    let stretches: Vec<(usize, usize)> = (0..texts.len())
-        .flat_map(|t| (0..texts[t].windows.len()).map(move |w| (t, w)))
-        .filter(|&(t, _)| needed(texts[t]))
-        .collect();
-    let mut chunks = Vec::new();
-    let mut batches = Vec::new();
-    let mut from = 0;
-    while from < stretches.len() {
-        let mut to = from;
-        let mut tokens = 0;
-        while to < stretches.len() {
-            let (t, w) = stretches[to];
-            let length = texts[t].windows[w].len();
-            if to > from && tokens + length > options.batch_tokens {
-                break;
-            }
-            tokens += length;
-            to += 1;
-        }
-        let chunk = &stretches[from..to];
+    let chunks = batches(texts, options);
+    let read = |chunk: &Vec<(usize, usize)>| {
         let ids: Vec<Vec<u32>> = chunk
             .iter()
             .map(|&(t, w)| texts[t].windows[w].tokens().map(|i| texts[t].read[i]).collect())
             .collect();
         let capture = Capture {
             detail: options.detail(),
-            received,
+            received: options.aggregation == Aggregation::Paper,
             probes: chunk.iter().map(|&(t, w)| probe_places(texts[t], w)).collect(),
             maps: options.maps.clone(),
             depth: options.depth(),
         };
-        batches.push((Batch::new(&ids), capture));
-        chunks.push(chunk);
-        from = to;
-    }
+        (Batch::new(&ids), capture)
+    };
+    let batches: Vec<(Batch, Capture)> = chunks.iter().map(read).collect();
     for (chunk, of_chunk) in chunks.into_iter().zip(model.read(&batches, progress)?) {
-        for (&(t, _), text) in chunk.iter().zip(of_chunk) {
+        for ((t, _), text) in chunk.into_iter().zip(of_chunk) {
             captured[t].push(text);
         }
     }
@@ -350,7 +362,7 @@ fn capture(
 }
 
 /// Places within stretch `window` of the probes whose rows come from it.
-fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
+pub(super) fn probe_places(text: &Prepared, window: usize) -> Vec<usize> {
     text.probes
         .iter()
         .map(|(_, position)| text.kept[*position])
@@ -366,6 +378,7 @@ fn key(
     prepared: &Prepared,
     options: &Attend,
     context: usize,
+    versions: &Provenance,
 ) -> String {
     let probes: String = prepared.probes.iter().map(|(field, p)| format!("{field} {p}\n")).collect();
     let mut parts = vec![
@@ -377,6 +390,7 @@ fn key(
         document.text.clone(),
     ];
     parts.push(probes);
+    parts.extend(versions.versions().map(|(name, version)| format!("{name} {version}")));
     // Which probes are wanted is already said by the probes found.
     let options = options.describe(context).into_iter().filter(|(name, _)| *name != "probes");
     parts.extend(options.map(|(name, value)| format!("{name}={value}")));
@@ -445,7 +459,8 @@ mod tests {
             let mut cache = Store::open(&Cache::Folder(path));
             let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: (64, 60) };
             let mut cuts = Vec::new();
-            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64));
+            let versions = Provenance::new("");
+            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64, &versions));
             while let Some(group) = groups.next(&todo, &cache, key) {
                 cuts.push(group.from);
                 for (at, (key, found)) in (group.from..).zip(group.texts) {
@@ -462,6 +477,23 @@ mod tests {
         let (finished, pending) = (cut(true), cut(false));
         assert!(finished.len() > 10);
         assert_eq!(finished, pending);
+    }
+
+    /// What another version computed may differ in its last digits, so it is no answer.
+    #[test]
+    fn numbers_of_another_version_are_not_taken_from_the_cache() {
+        let (model, documents) = some();
+        let options = Attend::new();
+        let prepared = Prepared::new(model.tokenizer(), &documents[0], &options, 64).unwrap();
+        let key = |versions: &Provenance| key(&model, &documents[0], &prepared, &options, 64, versions);
+        let here = Provenance::new("x");
+        assert_eq!(key(&here), key(&Provenance::new("another command")));
+        for name in here.crates.keys() {
+            let mut other = here.clone();
+            other.crates.insert(name.clone(), "0.0.1".into());
+            assert_ne!(key(&here), key(&other), "{name}");
+        }
+        assert_ne!(key(&here), key(&Provenance { cluescope: "0.0.1".into(), ..here.clone() }));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use cluescope::attention::{Attend, Attended, Per, Probes};
 use cluescope::memory;
+use cluescope::model::DecoderConfig;
 
 use super::model::ModelArgs;
 
@@ -44,12 +45,22 @@ pub(crate) enum Part {
     Head,
 }
 
+impl Part {
+    /// How many a model has.
+    pub(crate) fn count(self, config: &DecoderConfig) -> u64 {
+        let heads = match self {
+            Part::Layer => 1,
+            Part::Head => config.heads,
+        };
+        (config.layers * heads) as u64
+    }
+}
+
 /// Measures and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Attended::check_path(&args.out)?;
+    super::keep_apart(&[("--corpus", Some(&args.corpus))], &[("--out", Some(&args.out))])?;
     let corpus = super::texts(&args.corpus)?;
-    // A number of ten characters for each of three or four characters of text, and where its token lies.
-    super::make_ready_for(&args.out, 8 * super::characters(&corpus))?;
     let per = match args.per {
         None => Per::Mean,
         Some(Part::Layer) => Per::Layer,
@@ -58,16 +69,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let probes = if args.probe.is_empty() { Probes::None } else { Probes::Fields(args.probe.clone()) };
     let options =
         Attend::new().per(per).probes(probes).prefix(args.prefix.as_str()).command(super::command_line());
+    options.check(&corpus.documents)?;
+    let ready = |parts: u64| super::make_ready_for_rows(&args.out, &corpus, 1 + parts, args.probe.len());
+    ready(0)?;
+    let parts = |config: &DecoderConfig| args.per.map_or(0, |part| part.count(config));
     if args.streamed {
         let options = options.stream_tokens(args.stream_tokens);
         let model = args.model.open_streamed()?;
-        eprintln!("expected: {}", model.estimate_for(&corpus.documents, &options)?);
+        ready(parts(model.config()))?;
+        eprintln!("expected: {}", model.estimate(&corpus.documents, &options)?);
         model.attend_to_file(&corpus.documents, &options, &args.out)?;
         if let Some(peak) = memory::peak() {
             eprintln!("memory: {} at most", memory::readable(peak));
         }
     } else {
         let (model, devices) = args.model.load_for_all()?;
+        ready(parts(model.config()))?;
         model.attend_to_file(&corpus.documents, &options.devices(&devices), &args.out)?;
     }
     println!("{} texts: {}", corpus.documents.len(), args.out.display());

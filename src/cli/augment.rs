@@ -86,6 +86,14 @@ pub(crate) enum Policy {
 
 /// Draws and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    super::keep_apart(
+        &[
+            ("--corpus", Some(&args.corpus)),
+            ("--guide", args.guide.as_deref()),
+            ("--synonyms", args.synonyms.as_deref()),
+        ],
+        &[("--out", Some(&args.out)), ("--plan", args.plan.as_deref())],
+    )?;
     let corpus = super::texts(&args.corpus)?;
     super::make_ready_for(&args.out, 0)?;
     if let Some(path) = &args.plan {

@@ -47,6 +47,7 @@ pub(crate) struct Args {
 
 /// Generates and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    super::keep_apart(&[("--wording", args.wording.as_deref())], &[("--out", Some(&args.out))])?;
     let wording = match &args.wording {
         Some(path) => Wording::read(path)?,
         None if args.reworded => Wording::Reworded,

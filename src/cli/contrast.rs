@@ -1,10 +1,11 @@
 //! `cluescope contrast`: the large model's attention minus the small one's, with pictures.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use cluescope::attention::{Aggregation, Per};
 use cluescope::augment::{ALPHA, BETA};
-use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_tokenizer};
+use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_config, load_tokenizer};
 use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, Table, TextPicture};
 
@@ -45,9 +46,9 @@ pub(crate) struct Args {
     /// Print the first texts in colour
     #[arg(long, value_name = "TEXTS", default_value_t = 0)]
     show: usize,
-    /// The fact looked for among the probes' highest weights
-    #[arg(long, default_value = "name")]
-    fact: String,
+    /// The fact looked for among the probes' highest weights [default: name]
+    #[arg(long)]
+    fact: Option<String>,
     #[command(flatten)]
     guide: GuideArgs,
     /// Also write each layer or head apart, as large_by and small_by
@@ -83,39 +84,56 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Err(cluescope::Error::option("--beta", args.beta, "a finite number from 0").into());
     }
     Contrast::check_path(&args.out)?;
+    super::keep_apart(
+        &[("--corpus", Some(&args.corpus))],
+        &[
+            ("--out", Some(&args.out)),
+            ("--html", args.html.as_deref()),
+            ("--heads-html", args.heads_html.as_deref()),
+        ],
+    )?;
     let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
-    let known = |field: &str| corpus.documents.iter().any(|d| d.spans.iter().any(|s| s.field == field));
-    let marks_none = corpus.documents.iter().all(|d| d.spans.is_empty());
-    if args.figures.is_some() && marks_none {
+    let marked: BTreeSet<&str> =
+        corpus.documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+    args.refuse_idle_options(&marked)?;
+    if args.figures.is_some() && marked.is_empty() {
         let expected = "left out: the figures are of the places where facts are about to be told, and the corpus marks none";
         return Err(cluescope::Error::option("--figures", "given", expected).into());
     }
     let heads = args.heads_html.is_some() || args.figures.is_some() && matches!(args.per, Some(Part::Head));
-    if heads && !known(&args.fact) {
-        let expected = "a fact marked in at least one text, for the heads";
-        return Err(cluescope::Error::option("--fact", &args.fact, expected).into());
+    let fact = args.fact.as_deref().unwrap_or("name");
+    // The default is no mistake in a corpus that does not mark it.
+    if (heads || args.fact.is_some()) && !marked.contains(fact) {
+        let expected = "a fact marked in at least one text";
+        return Err(cluescope::Error::option("--fact", fact, expected).into());
     }
-    // Three numbers a token, and where it lies.
-    let bytes = 16 * super::characters(&corpus);
-    super::make_ready_for(&args.out, bytes)?;
+    let options = options(args)?.devices(&devices);
+    options.check(&corpus.documents)?;
+    let mut parts = 0;
+    if let Some(part) = args.per {
+        for source in [&args.small, &args.large] {
+            parts += part.count(&load_config(source)?);
+        }
+    }
+    super::make_ready_for_rows(&args.out, &corpus, 3 + parts, marked.len())?;
     for page in [&args.html, &args.heads_html].into_iter().flatten() {
-        super::make_ready_for(page, bytes)?;
+        super::make_ready_for_rows(page, &corpus, 3, 0)?;
     }
     if let Some(folder) = &args.figures {
         make_ready(folder, 0)?;
     }
-    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options(args)?.devices(&devices))?;
-    let marked = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == args.fact));
-    if let Some(text) = marked.filter(|_| contrast.per == Per::Head) {
-        let differ = HeadsPicture::of_contrast(&contrast, &text.id, &args.fact)?;
+    let contrast = contrast_sources(&args.large, &args.small, &corpus, &options)?;
+    let first = contrast.texts.iter().find(|t| t.spans.iter().any(|s| s.field == fact));
+    if let Some(text) = first.filter(|_| contrast.per == Per::Head) {
+        let differ = HeadsPicture::of_contrast(&contrast, &text.id, fact)?;
         if let Some(folder) = &args.figures {
             for path in differ.write_figures(folder)? {
                 println!("{}", path.display());
             }
         }
         if let Some(path) = &args.heads_html {
-            heads_page(&contrast, &differ, &text.id, &args.fact)?.write(path)?;
+            heads_page(&contrast, &differ, &text.id, fact)?.write(path)?;
             println!("{}", path.display());
         }
     }
@@ -133,14 +151,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             println!("{}", path.display());
         }
     }
-    let hits = contrast.probe_hits(&args.fact, 10);
+    let hits = contrast.probe_hits(fact, 10);
     if !hits.is_empty() {
-        println!("\n{}", Table::of_hits(&hits, &args.fact, 10));
+        println!("\n{}", Table::of_hits(&hits, fact, 10));
     }
     if args.show > 0 {
         println!("{}", picture.first(args.show).terminal(Colours::of_stdout()));
     }
     Ok(())
+}
+
+impl Args {
+    /// Refuses what would change nothing; `marked` are the facts that the corpus marks.
+    fn refuse_idle_options(&self, marked: &BTreeSet<&str>) -> cluescope::Result<()> {
+        let guided = !self.guide.guide_probe.is_empty();
+        if self.as_released && guided {
+            let expected =
+                "left out with --guide-probe: it is about received attention, which then decides nothing";
+            return Err(cluescope::Error::option("--as-released", "given", expected));
+        }
+        // Then only probes are measured by heads.
+        match self.guide.chosen() {
+            Some(name) if self.as_released && marked.is_empty() => {
+                let expected = "left out with --as-released, where the corpus marks no facts: nothing is measured by heads then";
+                Err(cluescope::Error::option(name, "given", expected))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn options(args: &Args) -> anyhow::Result<Contrasting> {

@@ -32,6 +32,17 @@ impl GuideArgs {
     pub(crate) fn small(&self) -> Heads {
         chosen(&self.small_layers, &self.small_heads)
     }
+
+    /// An option that chooses layers or heads, if one is given.
+    pub(crate) fn chosen(&self) -> Option<&'static str> {
+        let options = [
+            ("--large-layers", !self.large_layers.is_empty()),
+            ("--large-heads", !self.large_heads.is_empty()),
+            ("--small-layers", !self.small_layers.is_empty()),
+            ("--small-heads", !self.small_heads.is_empty()),
+        ];
+        options.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
 }
 
 /// `LAYER.HEAD`.

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use cluescope::corpus::Corpus;
-use cluescope::files::{folder_of, make_ready};
+use cluescope::files::{extension, folder_of, make_ready};
 
 /// See what a large language model notices and a small one misses, and teach with it.
 ///
@@ -140,9 +140,41 @@ fn texts(path: &Path) -> cluescope::Result<Corpus> {
     Ok(corpus)
 }
 
+/// Refuses to write to `outs` what would replace one of the files `ins` it is made from; each with its option.
+fn keep_apart(
+    ins: &[(&'static str, Option<&Path>)],
+    outs: &[(&'static str, Option<&Path>)],
+) -> cluescope::Result<()> {
+    for (option, out) in outs.iter().filter_map(|&(option, out)| Some((option, out?))) {
+        // One that is not there yet replaces nothing.
+        let Ok(place) = out.canonicalize() else { continue };
+        let read =
+            |path: Option<&Path>| path.and_then(|path| path.canonicalize().ok()).as_ref() == Some(&place);
+        if let Some((other, _)) = ins.iter().find(|(_, path)| read(*path)) {
+            let expected = format!("another file than {other}, which it would replace");
+            return Err(cluescope::Error::option(option, out.display(), expected));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder of the file `path` ready for about `bytes`.
 fn make_ready_for(path: &Path, bytes: u64) -> cluescope::Result<()> {
     make_ready(folder_of(path), bytes)
+}
+
+/// Makes ready for a file of `numbers` numbers for each token of `corpus` and, for each of `probes` probes, as many for each
+/// token before it.
+fn make_ready_for_rows(path: &Path, corpus: &Corpus, numbers: u64, probes: usize) -> cluescope::Result<()> {
+    make_ready_for(path, bytes_of_rows(path, corpus, numbers, probes))
+}
+
+/// About the bytes of such a file.
+fn bytes_of_rows(path: &Path, corpus: &Corpus, numbers: u64, probes: usize) -> u64 {
+    // A token and its place, and one number: as text, or as Parquet keeps them.
+    let (token, number) = if extension(path) == "parquet" { (12, 4) } else { (16, 11) };
+    // A token has three or four characters, and a probe stands anywhere in its text.
+    characters(corpus) / 3 * (token + number * numbers * (2 + probes as u64) / 2)
 }
 
 /// Bytes of all texts together, which files of numbers a token grow with.
@@ -161,7 +193,8 @@ fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 /// What the user typed, for provenance; the program's path is left out, and a word that a shell would split is quoted.
 fn command_line() -> String {
-    std::env::args().skip(1).fold("cluescope".into(), |line, word| line + " " + &quoted(&word))
+    let words = std::env::args_os().skip(1);
+    words.fold("cluescope".into(), |line, word| line + " " + &quoted(&word.to_string_lossy()))
 }
 
 /// `word` as a POSIX shell reads it back.
@@ -175,7 +208,37 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cluescope::attention::{Attend, Cache, Per, Probes};
+    use cluescope::corpus::Biographies;
+    use cluescope::model::{DecoderConfig, Model};
+    use cluescope::tokens::Tokenizer;
+
+    use super::attend::Part;
     use super::*;
+
+    /// Heads apart make a file dozens of times as long.
+    #[test]
+    fn the_room_asked_for_is_about_what_is_written() {
+        let corpus = Biographies::new(5).generate().unwrap();
+        let texts = corpus.documents.iter().map(|d| d.text.as_str());
+        let tokenizer = Tokenizer::train_bpe(texts, 700).unwrap();
+        let config = DecoderConfig::llama(tokenizer.vocab_size(), 32, 3, 4, 2, 48, 1024);
+        let model = Model::random("m", config.clone(), tokenizer, 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (part, per) in [(None, Per::Mean), (Some(Part::Layer), Per::Layer), (Some(Part::Head), Per::Head)]
+        {
+            for (probes, name) in [(0, "a.jsonl"), (2, "b.jsonl"), (0, "c.parquet"), (2, "d.parquet")] {
+                let fields = ["city", "company"].map(str::to_owned)[..probes].to_vec();
+                let options = Attend::new().per(per).probes(Probes::Fields(fields)).cache(Cache::Off);
+                let path = folder.path().join(name);
+                model.attend_to_file(&corpus.documents, &options, &path).unwrap();
+                let parts = part.map_or(0, |part| part.count(&config));
+                let share = bytes_of_rows(&path, &corpus, 1 + parts, probes) as f64
+                    / std::fs::metadata(&path).unwrap().len() as f64;
+                assert!((0.5..3.0).contains(&share), "{per:?} {name}: {share}");
+            }
+        }
+    }
 
     #[test]
     fn a_command_can_be_typed_again() {

@@ -45,6 +45,7 @@ const FEW_SHOT: usize = 5;
 
 /// Asks, prints the table, writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    super::keep_apart(&[("--corpus", Some(&args.corpus))], &[("--out", args.out.as_deref())])?;
     let mut corpus = Corpus::read(&args.corpus)?;
     if corpus.questions.is_empty() {
         corpus = corpus.ask(&Wording::Paper);

@@ -131,7 +131,8 @@ pub(super) fn between(
     for (number, document) in documents.iter().enumerate() {
         let (large, small) = (&large.attended.texts[number], &small.attended.texts[number]);
         let (ids, offsets) = if aligned {
-            let encoding = target.encode(&document.text)?;
+            let encoding =
+                target.encode(&document.text).map_err(|e| e.at(format!("text {}", document.id)))?;
             (encoding.ids, encoding.offsets)
         } else {
             (small.ids.clone(), small.offsets.clone())

@@ -9,7 +9,7 @@ use super::pair::{ModelPair, known_pair};
 use super::sides::Side;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
-use crate::model::{Model, Streamed};
+use crate::model::{DecoderConfig, Model, Streamed};
 use crate::tokens::Tokenizer;
 
 impl ModelPair {
@@ -29,7 +29,7 @@ impl ModelPair {
 }
 
 /// As [`ModelPair::contrast_with`] for two sources that [`load_model`] takes, with only one
-/// model in memory at a time.
+/// model in memory at a time. What can be known without weights is looked at for both before the first is loaded.
 ///
 /// # Errors
 /// As [`load_model`] and [`Model::attend`].
@@ -40,6 +40,10 @@ pub fn contrast_sources(
     options: &Contrasting,
 ) -> Result<Contrast> {
     options.check(&corpus.documents)?;
+    for (source, heads) in [(small, &options.small_heads), (large, &options.large_heads)] {
+        let config = load_config(source)?;
+        options.attend_with(heads).check_for(&config).map_err(|e| Error::model(source, e))?;
+    }
     let side = |source: &str, heads| {
         let model = load_model(source)?;
         Side::measure(&model, &corpus.documents, &options.attend_with(heads))
@@ -67,6 +71,15 @@ pub fn load_model(source: &str) -> Result<Model> {
 pub fn open_streamed(source: &str) -> Result<Streamed> {
     let folder = bundled(source)?;
     Streamed::open(folder.as_deref().unwrap_or(source))
+}
+
+/// The configuration of what [`load_model`] would load; no weight is read.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_config(source: &str) -> Result<DecoderConfig> {
+    let folder = bundled(source)?;
+    Model::load_config(folder.as_deref().unwrap_or(source))
 }
 
 /// The tokenizer of what [`load_model`] would load; no weight is read.

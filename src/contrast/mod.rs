@@ -25,7 +25,7 @@ mod store;
 pub use align::align;
 pub use difference::{Contrast, ContrastText, ProbeContrast};
 pub use hits::{ProbeHits, Row, Tally};
-pub use load::{contrast_sources, load_model, load_tokenizer, open_streamed};
+pub use load::{contrast_sources, load_config, load_model, load_tokenizer, open_streamed};
 pub use options::{Contrasting, Guide};
 pub use pair::{KNOWN_PAIRS, KnownPair, ModelPair, known_pair};
 pub use rank::{GuideText, rank_descending};

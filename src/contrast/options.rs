@@ -152,8 +152,12 @@ impl Contrasting {
         self
     }
 
-    /// Refuses texts that cannot have the guide asked for, before a model is loaded for them.
-    pub(crate) fn check(&self, documents: &[Document]) -> Result<()> {
+    /// Refuses texts that cannot have the guide or the probes asked for, before a model is loaded for them.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming what is missing and where.
+    pub fn check(&self, documents: &[Document]) -> Result<()> {
+        self.attend.check(documents)?;
         let Guide::Probe(fields) = &self.guide else { return Ok(()) };
         let nowhere = |field: &&String| !documents.iter().any(|d| probed(d, field));
         if let Some(field) = fields.iter().find(nowhere).filter(|_| !documents.is_empty()) {

@@ -195,6 +195,15 @@ impl Id {
         Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
     }
 
+    /// `file` in the cache. A revision that is a commit names its folder itself; the hub's own tools keep no other name for it.
+    fn held(&self, cached: &CacheRepo, file: &str) -> Option<PathBuf> {
+        let commit = self.revision.len() == 40 && self.revision.chars().all(|c| c.is_ascii_hexdigit());
+        if !commit {
+            return cached.get(file);
+        }
+        Some(cached.pointer_path(&self.revision).join(file)).filter(|path| path.exists())
+    }
+
     fn parse(source: &str) -> Result<Self> {
         let bad = || {
             Err(Error::model(
@@ -243,12 +252,12 @@ impl Id {
         wanted: Files,
     ) -> Result<Option<PathBuf>> {
         if let Some(file) = &self.file {
-            return Ok(cached.get(file));
+            return Ok(self.held(cached, file));
         }
-        let Some(config) = cached.get(CONFIG) else { return Ok(None) };
+        let Some(config) = self.held(cached, CONFIG) else { return Ok(None) };
         let folder =
             config.parent().ok_or_else(|| Error::model(source, "the cache has no folder"))?.to_path_buf();
-        if cached.get(TOKENIZER).is_none() {
+        if self.held(cached, TOKENIZER).is_none() {
             return Ok(None);
         }
         let asked: &[&str] = if offline { &[TOKENIZER_CONFIG] } else { &OPTIONAL };

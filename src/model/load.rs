@@ -60,8 +60,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load_tokenizer`].
     pub fn load_tokenizer_from(source: &str, hub: &Hub) -> Result<Tokenizer> {
-        let path = Path::new(source);
-        let found = if path.exists() { path.to_path_buf() } else { hub.fetch_tokenizer(source)? };
+        let found = without_weights(source, hub)?;
         let (config, tokenizer) = if found.is_dir() {
             let small = small_files(source, &found)?;
             (Family::read_config(source, &small.config_path, &small.config)?.1, small.tokenizer)
@@ -72,6 +71,31 @@ impl Model {
         config.validate(source)?;
         tokenizer_fits(source, &tokenizer, &config)?;
         Ok(tokenizer)
+    }
+
+    /// The configuration of what [`Model::load`] would load; no weight is read, nor downloaded unless it is in one file with
+    /// the configuration, as in a GGUF.
+    ///
+    /// # Errors
+    /// As [`Model::load`], but for those about weights and what a tokenizer's file holds.
+    pub fn load_config(source: &str) -> Result<DecoderConfig> {
+        Model::load_config_from(source, &Hub::from_env())
+    }
+
+    /// [`Model::load_config`] with explicit settings for the hub.
+    ///
+    /// # Errors
+    /// As [`Model::load_config`].
+    pub fn load_config_from(source: &str, hub: &Hub) -> Result<DecoderConfig> {
+        let found = without_weights(source, hub)?;
+        let config = if found.is_dir() {
+            let (path, json) = config_file(source, &found)?;
+            Family::read_config(source, &path, &json)?.1
+        } else {
+            open_file(source, &found)?.config
+        };
+        config.validate(source)?;
+        Ok(config)
     }
 
     /// A model from the contents of its files in memory, such as those built into a program.
@@ -126,6 +150,12 @@ impl Opened {
     }
 }
 
+/// Where `source` lies, at least what there is of it beside weights.
+fn without_weights(source: &str, hub: &Hub) -> Result<PathBuf> {
+    let path = Path::new(source);
+    if path.exists() { Ok(path.to_path_buf()) } else { hub.fetch_tokenizer(source) }
+}
+
 /// Finds `source` as [`Model::load`] describes it.
 pub(super) fn open(source: &str, hub: &Hub) -> Result<Opened> {
     let path = Path::new(source);
@@ -144,6 +174,8 @@ fn open_file(name: &str, path: &Path) -> Result<Opened> {
     }
 }
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// What a checkpoint's folder holds beside the weights.
 struct SmallFiles {
     config_path: PathBuf,
@@ -151,7 +183,8 @@ struct SmallFiles {
     tokenizer: Tokenizer,
 }
 
-fn small_files(name: &str, folder: &Path) -> Result<SmallFiles> {
+/// A checkpoint's `config.json`, where there is a tokenizer beside it.
+fn config_file(name: &str, folder: &Path) -> Result<(PathBuf, Value)> {
     let config_path = folder.join("config.json");
     if !config_path.is_file() {
         let hint = if folder.join("adapter_config.json").is_file() {
@@ -162,14 +195,18 @@ fn small_files(name: &str, folder: &Path) -> Result<SmallFiles> {
         return Err(Error::model(name, hint));
     }
     let config = read_json(&config_path)?;
-    let tokenizer_path = folder.join("tokenizer.json");
-    if !tokenizer_path.is_file() {
+    if !folder.join(TOKENIZER).is_file() {
         let message = "has no tokenizer.json; save it once with transformers (AutoTokenizer.from_pretrained(…).save_pretrained(…))";
         return Err(Error::model(name, message));
     }
+    Ok((config_path, config))
+}
+
+fn small_files(name: &str, folder: &Path) -> Result<SmallFiles> {
+    let (config_path, config) = config_file(name, folder)?;
     // Before the weights: whatever is wrong with the small files is said at once.
     Family::read_config(name, &config_path, &config)?;
-    Ok(SmallFiles { tokenizer: Tokenizer::from_file(&tokenizer_path)?, config_path, config })
+    Ok(SmallFiles { tokenizer: Tokenizer::from_file(folder.join(TOKENIZER))?, config_path, config })
 }
 
 fn load_folder(name: &str, folder: &Path) -> Result<Opened> {

@@ -12,7 +12,7 @@ use super::family::{Family, Form, Stored};
 use super::rope::Rope;
 use super::{Activation, DecoderConfig, Mlp, Model, Norm, Position, Residual, RopeScaling};
 use crate::error::{Error, Result};
-use crate::files::{write_atomic, write_text};
+use crate::files::{self, write_atomic, write_text};
 use crate::progress::check_interrupt;
 
 impl Model {
@@ -63,7 +63,8 @@ impl Model {
             "eos_token": text(tokenizer.eos().first().copied()),
             "clean_up_tokenization_spaces": false,
         });
-        self.write_weights(&folder.join("model.safetensors"), family, kind, dtype)?;
+        let config_path = folder.join("config.json");
+        self.write_weights(&folder.join("model.safetensors"), &config_path, family, kind, dtype)?;
         let put = |name: &str, text: String| {
             let path = folder.join(name);
             write_text(&path, &text)
@@ -83,7 +84,15 @@ impl Model {
         Ok(())
     }
 
-    fn write_weights(&self, path: &Path, family: Family, kind: Dtype, dtype: DType) -> Result<()> {
+    /// Writes the weights to `path`; once they are complete, an old `config` is removed before they take their place.
+    fn write_weights(
+        &self,
+        path: &Path,
+        config: &Path,
+        family: Family,
+        kind: Dtype,
+        dtype: DType,
+    ) -> Result<()> {
         // The canonical tensors that make up each stored one; GPT-2 and GPT-NeoX fuse q, k and v.
         let mut groups: BTreeMap<String, Vec<(Stored, Tensor)>> = BTreeMap::new();
         let prefix = family.prefix(Form::HuggingFace, |_| false);
@@ -120,7 +129,8 @@ impl Model {
                 check_interrupt()?;
                 write(&bytes_of(&join(parts)?, dtype)?)?;
             }
-            Ok(())
+            // From here to the end a checkpoint that is overwritten is neither the old nor the new one, and shall not load.
+            files::remove(config)
         })
     }
 }

@@ -34,7 +34,7 @@ use crate::tokens::Tokenizer;
 /// # use cluescope::{attention::Attend, corpus::Corpus, model::Streamed};
 /// # fn example(people: &Corpus) -> cluescope::Result<()> {
 /// let large = Streamed::open("Qwen2.5-32B-Instruct-Q4_K_M.gguf")?;
-/// println!("{}", large.estimate(12_000, &Attend::new()));
+/// println!("{}", large.estimate(&people.documents, &Attend::new())?);
 /// let attended = large.attend(&people.documents, &Attend::new())?;
 /// # Ok(()) }
 /// ```
@@ -91,14 +91,14 @@ impl Streamed {
         self.block_bytes
     }
 
-    /// About the most bytes held while attention of `tokens` tokens is measured in batches of at most `batch_tokens`: a
+    /// About the most bytes held while `tokens` tokens go through the blocks, `largest` of them in the largest batch: a
     /// block, the residual stream, and what a batch needs within a block.
-    pub fn working_bytes(&self, tokens: usize, batch_tokens: usize) -> u64 {
+    pub(crate) fn working_bytes(&self, tokens: usize, largest: usize) -> u64 {
         let c = &self.config;
         let (d, q, kv, wide) = (c.hidden_size, c.q_width(), c.kv_width(), c.intermediate_size);
         let sandwich = if c.residual == Residual::Sandwich { d } else { 0 };
         let within = (d + 2 * q + 2 * kv).max(q + 2 * d + 3 * wide) + sandwich;
-        let values = tokens * d + batch_tokens.min(tokens) * within + GROUP;
+        let values = tokens * d + largest * within + GROUP;
         self.block_bytes + (values * size_of::<f32>()) as u64
     }
 

@@ -337,7 +337,7 @@ mod tests {
         let tokenizer = Tokenizer::train_bpe(["one two three"], 280).unwrap();
         let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 2, 2, 16, 16);
         let model = Model::random("m", config, tokenizer, 1).unwrap();
-        let document = Document { id: "a".into(), text: "one two three".into(), ..Default::default() };
+        let document = Document::new("a", "one two three", Vec::new());
         let corpus = Corpus { documents: vec![document], ..Default::default() };
         let folder = tempfile::tempdir().unwrap();
         let run = |model: &Model| {

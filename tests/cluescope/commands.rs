@@ -526,3 +526,79 @@ fn the_memory_expected_is_about_the_memory_needed() {
         );
     }
 }
+
+#[test]
+fn what_is_wrong_with_one_model_is_told_before_the_other_is_measured() {
+    let folder = workplace();
+    let at = folder.path();
+    let contrast =
+        ["contrast", "--small", "small", "--corpus", "people.jsonl", "--out", "x.jsonl", "--large"];
+    let unmarked = ["attend", "--model", "no/such/model", "--corpus", "people.jsonl", "--out", "x.jsonl"];
+    std::fs::create_dir(at.join("bare")).unwrap();
+    std::fs::copy(at.join("large/config.json"), at.join("bare/config.json")).unwrap();
+    for (words, part) in [
+        ([&contrast[..], &["no/such/model"]].concat(), "no/such/model: no such file or folder"),
+        (
+            [&contrast[..], &["large", "--large-layers", "0,2"]].concat(),
+            "large: layers = layers 0,2: at least one, layers 0 to 1",
+        ),
+        ([&contrast[..], &["bare"]].concat(), "bare: has no tokenizer.json"),
+        (
+            [&unmarked[..], &["--probe", "city", "compnay"]].concat(),
+            "probe = compnay: a field that some text marks",
+        ),
+    ] {
+        let said = bad(at, &words);
+        assert!(said.contains(part) && !said.contains("attention of"), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn a_result_never_replaces_what_it_is_made_from() {
+    let folder = workplace();
+    let at = folder.path();
+    good(at, &["attend", "--model", "small", "--corpus", "people.jsonl", "--out", "own.jsonl"]);
+    std::fs::write(at.join("wording.csv"), "field,prompt\nname,Who?\n").unwrap();
+    let contrast = ["contrast", "--small", "small", "--large", "large", "--corpus", "people.jsonl", "--out"];
+    let augment = ["augment", "guide", "--corpus", "people.jsonl", "--guide", "own.jsonl", "--out"];
+    for (words, part) in [
+        (
+            &["attend", "--model", "small", "--corpus", "people.jsonl", "--out", "small/../people.jsonl"][..],
+            "--corpus",
+        ),
+        (&[&contrast[..], &["people.jsonl"]].concat(), "--corpus"),
+        (&[&contrast[..], &["x.jsonl", "--html", "people.jsonl"]].concat(), "--html = people.jsonl"),
+        (&[&augment[..], &["people.jsonl"]].concat(), "--out = people.jsonl"),
+        (&[&augment[..], &["own.jsonl"]].concat(), "--guide"),
+        (&[&augment[..], &["x.jsonl", "--plan", "own.jsonl"]].concat(), "--plan = own.jsonl"),
+        (&["quiz", "--model", "small", "--corpus", "people.jsonl", "--out", "people.jsonl"], "--corpus"),
+        (&["biographies", "3", "--wording", "wording.csv", "--out", "wording.csv"], "--wording"),
+    ] {
+        let files =
+            || ["people.jsonl", "own.jsonl", "wording.csv"].map(|name| std::fs::read(at.join(name)).unwrap());
+        let before = files();
+        let said = bad(at, words);
+        assert!(said.contains(part) && said.contains("would replace"), "{words:?}: {said}");
+        assert_eq!(files(), before, "{words:?}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn names_that_are_not_unicode_are_no_reason_to_stop() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = workplace();
+    let at = folder.path();
+    let corpus = std::ffi::OsStr::from_bytes(b"people\xff.jsonl");
+    std::fs::copy(at.join("people.jsonl"), at.join(corpus)).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_cluescope"))
+        .args(["attend", "--model", "small", "--out", "own.jsonl", "--corpus"])
+        .arg(corpus)
+        .current_dir(at)
+        .env("CLUESCOPE_CACHE", "")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
+    assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
+}

@@ -111,6 +111,11 @@ fn wrong_options_are_refused_by_name() {
         (vec!["--large-layers", "9"], "layers 0 to 1"),
         (vec!["--per", "layer", "--heads-html", "h.html"], "--per = layer"),
         (vec!["--guide-probe", "height"], "guide = probe height"),
+        (vec!["--fact", "nmae"], "--fact = nmae: a fact marked in at least one text"),
+        (
+            vec!["--guide-probe", "company", "--as-released"],
+            "--as-released = given: left out with --guide-probe",
+        ),
         (vec!["--heads-html", "h.html", "--fact", "height"], "--fact = height"),
         (vec!["--per", "head", "--figures", "figures", "--fact", "height"], "--fact = height"),
     ] {
@@ -125,4 +130,23 @@ fn wrong_options_are_refused_by_name() {
         !output.status.success() && said.contains("out = out.parquet: a file name that ends in .jsonl"),
         "{said}"
     );
+}
+
+/// The default of --fact is no mistake where nothing is marked; heads are one where nothing is measured by them.
+#[test]
+fn a_corpus_that_marks_nothing_is_compared_all_the_same() {
+    let folder = prepared();
+    std::fs::write(folder.path().join("people.csv"), "text\nAnn was born in Rome.\n").unwrap();
+    stdout(&contrast(folder.path(), &[]));
+    for name in ["--large-layers", "--small-heads"] {
+        let value = if name == "--large-layers" { "1" } else { "0.1" };
+        stdout(&contrast(folder.path(), &[name, value]));
+        let output = contrast(folder.path(), &["--as-released", name, value]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success()
+                && said.contains(&format!("{name} = given: left out with --as-released")),
+            "{said}"
+        );
+    }
 }

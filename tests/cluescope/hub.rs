@@ -198,6 +198,32 @@ fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
     assert_eq!(server.requests(), requests + 1, "only the list was asked for");
 }
 
+/// huggingface_hub keeps no name for a revision that is a commit itself.
+#[test]
+fn a_commit_is_found_in_the_cache_without_a_name_for_it() {
+    let server = Server::of("smollm2");
+    server.set(|s| {
+        s.files.insert("tiny.gguf".into(), std::fs::read(fixture("smollm2").join("model.gguf")).unwrap());
+    });
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(cache.path());
+    let sources = [format!("{REPO}@{COMMIT}"), format!("{REPO}/tiny.gguf@{COMMIT}")];
+    for source in &sources {
+        Model::load_from(source, &hub).unwrap();
+    }
+    let folder = cache.path().join("models--someone--tiny-model");
+    std::fs::remove_dir_all(folder.join("refs")).unwrap();
+    let requests = server.requests();
+    for source in &sources {
+        Model::load_from(source, &Hub { offline: true, ..hub.clone() }).unwrap();
+        Model::load_from(source, &hub).unwrap();
+    }
+    assert_eq!(server.requests(), requests, "a commit never changes");
+    std::fs::remove_file(folder.join("snapshots").join(COMMIT).join("model.safetensors")).unwrap();
+    let message = Model::load_from(&sources[0], &Hub { offline: true, ..hub }).unwrap_err().to_string();
+    assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
+}
+
 /// Start tokens are a setting of `tokenizer_config.json`: a cache without it, as another tool may leave it, is not complete.
 #[test]
 fn a_cache_without_the_tokenizers_settings_is_completed() {
@@ -287,12 +313,14 @@ fn a_tokenizer_is_downloaded_without_weights_which_come_later() {
         let requests = server.requests();
         assert_eq!(ids(&Model::load_tokenizer_from(REPO, &offline).unwrap()), ids(&alone));
         assert_eq!(ids(&Model::load_tokenizer_from(REPO, &hub).unwrap()), ids(&alone));
+        let config = Model::load_config_from(REPO, &offline).unwrap();
         assert_eq!(server.requests(), requests, "from the cache");
         server.set(|s| assert!(s.seen.iter().all(|line| !line.contains("safetensors")), "{:?}", s.seen));
         // What is there passes for no model.
         let message = Model::load_from(REPO, &offline).unwrap_err().to_string();
         assert!(message.contains("HF_HUB_OFFLINE forbids"), "{message}");
-        assert_eq!(ids(Model::load_from(REPO, &hub).unwrap().tokenizer()), ids(&alone));
+        let model = Model::load_from(REPO, &hub).unwrap();
+        assert_eq!((ids(model.tokenizer()), model.config()), (ids(&alone), &config));
     }
     // Its weights cannot be read, its tokenizer can.
     let server = Server::of("smollm2");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::{QTensor, gguf_file};
 use candle_core::{DType, Device, Tensor};
 use cluescope::attention::{Attend, Cache};
-use cluescope::model::{Batch, Model, Streamed, Want};
+use cluescope::model::{Batch, Model, Position, RopeScaling, Streamed, Want};
 use cluescope::tokens::Tokenizer;
 use serde_json::{Value, json};
 
@@ -237,22 +237,119 @@ fn an_added_token_beyond_the_embedding_is_refused_only_where_it_is_used() {
         &wrong.to_string(),
         &[&format!("id {rows} lies outside the vocabulary of {rows}"), "take that token"],
     );
+    // Told by the text's own name, before anything is measured.
+    let documents = ["a picture", "a <image_soft_token>"]
+        .map(|text| cluescope::corpus::Document::new(format!("of {text}"), text, Vec::new()));
+    let out = folder.path().join("out.jsonl");
+    let options = Attend::new().cache(Cache::Off).batch_tokens(1);
+    let wrong = model.attend_to_file(&documents, &options, &out).unwrap_err();
+    assert_says(
+        &wrong.to_string(),
+        &["text of a <image_soft_token>", "<image_soft_token>", &format!("id {rows} lies outside"), "take"],
+    );
+    let partial = std::fs::read_to_string(folder.path().join("out.jsonl.partial")).unwrap();
+    assert_eq!(partial, "");
+}
+
+/// As transformers 5 writes what earlier versions kept in several keys; for Gemma 3 once a kind of layer.
+#[test]
+fn rotary_settings_of_transformers_5_are_those_of_4() {
+    for name in ["gpt-neox-sequential", "llama3.1", "gemma3", "qwen3"] {
+        let folder = copy(name);
+        edit(&folder.path().join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            let mut take = |key: &str| config.remove(key).filter(|value| !value.is_null());
+            let mut rope = take("rope_scaling").unwrap_or(json!({"rope_type": "default"}));
+            rope["rope_theta"] = take("rope_theta").unwrap();
+            if let Some(part) = take("rotary_pct") {
+                rope["partial_rotary_factor"] = part;
+            }
+            for key in ["partial_rotary_factor", "rotary_emb_base"] {
+                take(key);
+            }
+            let rope = match take("rope_local_base_freq") {
+                Some(local) => json!({
+                    "full_attention": rope,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": local},
+                }),
+                None => rope,
+            };
+            config.insert("rope_parameters".into(), rope);
+        });
+        assert_eq!(load(folder.path()).config(), load(&fixture(name)).config(), "{name}");
+    }
+}
+
+/// Metadata and tensors of a GGUF file.
+fn gguf_parts(path: &Path) -> (Vec<(String, gguf_file::Value)>, Vec<(String, QTensor)>) {
+    let mut file = std::fs::File::open(path).unwrap();
+    let content = gguf_file::Content::read(&mut file).unwrap();
+    let tensors = content
+        .tensor_infos
+        .keys()
+        .map(|name| (name.clone(), content.tensor(&mut file, name, &Device::Cpu).unwrap()))
+        .collect();
+    (content.metadata.into_iter().collect(), tensors)
+}
+
+/// As llama.cpp reads them: positions are stretched unless the type says otherwise, by either of two keys.
+#[test]
+fn rotary_scaling_of_a_gguf_file_needs_no_type() {
+    use gguf_file::Value as V;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let write = |family: &str, keys: &[(&str, V)]| {
+        let (mut metadata, tensors) = gguf_parts(&fixture(family).join("model.gguf"));
+        metadata.retain(|(key, _)| !key.contains("rope.scal"));
+        metadata.extend(keys.iter().map(|(key, value)| (format!("llama.rope.{key}"), value.clone())));
+        write_gguf(&path, &metadata, &tensors);
+    };
+    let text = |text: &str| V::String(text.into());
+    for (keys, factor) in [
+        (vec![], None),
+        (vec![("scaling.factor", V::F32(4.0))], Some(4.0)),
+        (vec![("scale_linear", V::F32(2.0))], Some(2.0)),
+        (vec![("scaling.type", text("linear")), ("scale_linear", V::F32(2.0))], Some(2.0)),
+        (vec![("scaling.factor", V::F32(4.0)), ("scale_linear", V::F32(2.0))], Some(4.0)),
+        (vec![("scaling.factor", V::F32(0.0))], None),
+        (vec![("scale_linear", V::F32(1.0))], None),
+        (vec![("scaling.type", text("none")), ("scaling.factor", V::F32(4.0))], None),
+    ] {
+        write("llama2", &keys);
+        let model = load(&path);
+        let Position::Rope { scaling, .. } = &model.config().position else { panic!("no rotary positions") };
+        let want = factor.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor });
+        assert_eq!(scaling, &want, "{keys:?}");
+    }
+    // Divisors of their own do not hide what cannot be computed.
+    write("llama3.1", &[("scaling.type", text("yarn")), ("scaling.factor", V::F32(4.0))]);
+    assert_says(&refused(&path), &["rope.scaling.type", "yarn"]);
+    write("llama3.1", &[("scaling.type", text("linear")), ("scaling.factor", V::F32(4.0))]);
+    assert_says(&refused(&path), &["rope.scaling", "rope_freqs.weight"]);
+    write("llama3.1", &[("scaling.type", text("none"))]);
+    assert_eq!(load(&path).config(), load(&fixture("llama3.1").join("model.gguf")).config());
+}
+
+/// Old settings beside new weights would load as a model that nobody made.
+#[test]
+fn saving_over_a_checkpoint_leaves_no_mixture() {
+    let folder = copy("smollm2");
+    let model = load(&fixture("smollm2-f16"));
+    // The write fails after the weights are replaced.
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    std::fs::create_dir(folder.path().join("generation_config.json")).unwrap();
+    model.save(folder.path()).unwrap_err();
+    assert_says(&refused(folder.path()), &["has no config.json"]);
 }
 
 /// Gemma 2 files from before their keys existed.
 #[test]
 fn a_gemma_2_file_without_window_and_caps_has_those_of_gemma_2() {
     let source = fixture("gemma2").join("model.gguf");
-    let mut file = std::fs::File::open(&source).unwrap();
-    let content = gguf_file::Content::read(&mut file).unwrap();
-    let tensors: Vec<(String, QTensor)> = content
-        .tensor_infos
-        .keys()
-        .map(|name| (name.clone(), content.tensor(&mut file, name, &Device::Cpu).unwrap()))
-        .collect();
+    let (metadata, tensors) = gguf_parts(&source);
     let keys = ["attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"];
     let (dropped, kept): (Vec<_>, Vec<_>) =
-        content.metadata.into_iter().partition(|(key, _)| keys.iter().any(|k| key.ends_with(k)));
+        metadata.into_iter().partition(|(key, _)| keys.iter().any(|k| key.ends_with(k)));
     assert_eq!(dropped.len(), keys.len());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("old.gguf");

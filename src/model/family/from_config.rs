@@ -59,12 +59,17 @@ fn rope_scaling(fields: &Fields<'_>, kind: &str) -> Result<RopeScaling> {
     })
 }
 
-fn rope_theta(fields: &Fields<'_>, key: &str, kind: &str, default: f64) -> Result<f64> {
+/// A rotary setting: `key` of today's files, `nested` among [`rope_fields`].
+fn rope_number(fields: &Fields<'_>, key: &str, kind: &str, nested: &str, default: f64) -> Result<f64> {
     let nested = match rope_fields(fields, kind)? {
-        Some(nested) => nested.number("rope_theta")?,
+        Some(rope) => rope.number(nested)?,
         None => None,
     };
     Ok(fields.number(key)?.or(nested).unwrap_or(default))
+}
+
+fn rope_theta(fields: &Fields<'_>, key: &str, kind: &str, default: f64) -> Result<f64> {
+    rope_number(fields, key, kind, "rope_theta", default)
 }
 
 /// Per-layer windows: `layer_types` where the file has it, else the family's rule.
@@ -233,7 +238,9 @@ fn gpt_neox(fields: &Fields<'_>) -> Result<DecoderConfig> {
     let layers = fields.layers("num_hidden_layers", None)?;
     let old = fields.number("rotary_emb_base")?.unwrap_or(10_000.0);
     let theta = rope_theta(fields, "rope_theta", "full_attention", old)?;
-    let fraction = fields.number("rotary_pct")?.or(fields.number("partial_rotary_factor")?).unwrap_or(0.25);
+    let factor = "partial_rotary_factor";
+    let fraction = fields.number(factor)?.unwrap_or(0.25);
+    let fraction = rope_number(fields, "rotary_pct", "full_attention", factor, fraction)?;
     let bias = fields.flag("attention_bias")?.unwrap_or(true);
     let parallel = fields.flag("use_parallel_residual")?.unwrap_or(true);
     Ok(DecoderConfig {

@@ -52,13 +52,22 @@ pub(super) fn read(
         ));
     }
     let gemma = family.is_gemma();
-    let scaling = match header.text(&key("rope.scaling.type"))? {
-        _ if has("rope_freqs.weight") => RopeScaling::Factors(header.floats("rope_freqs.weight")?),
-        None | Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear {
-            factor: header.need(&key("rope.scaling.factor"), number("rope.scaling.factor")?)?,
-        },
+    // As llama.cpp reads them: linear where nothing is said, the factor under either of two keys, and 0 for none.
+    let factor = match header.text(&key("rope.scaling.type"))? {
+        Some("none") => None,
+        None | Some("linear") => number("rope.scaling.factor")?.or(number("rope.scale_linear")?),
         Some(other) => return Err(bad("rope.scaling.type", format!("{other} is not supported; linear is"))),
+    };
+    let scaling = match factor.filter(|factor| ![0.0, 1.0].contains(factor)) {
+        Some(_) if has("rope_freqs.weight") => {
+            return Err(bad(
+                "rope.scaling.factor",
+                "together with rope_freqs.weight is not supported".into(),
+            ));
+        }
+        Some(factor) => RopeScaling::Linear { factor },
+        None if has("rope_freqs.weight") => RopeScaling::Factors(header.floats("rope_freqs.weight")?),
+        None => RopeScaling::None,
     };
     if has("rope_factors_long.weight") {
         return Err(Error::model(model, "longrope scaling is not supported"));
