@@ -16,7 +16,7 @@ use super::evaluation::Evaluation;
 use super::optimizer::{AdamW, AdamWConfig, Moments};
 use super::tensors::{self, Stored, Values};
 use crate::error::{Error, Result};
-use crate::files::Locked;
+use crate::files::{Locked, as_read_back};
 use crate::model::Model;
 
 /// Identifies a run: only the same run may go on from its checkpoint.
@@ -260,7 +260,8 @@ fn check(path: &Path, version: u32, was: &Identity, now: &Identity) -> Result<()
         let message = format!("checkpoint version {version}; this program reads version {VERSION}");
         return Err(Error::format(path, "header", message));
     }
-    match was.difference(now) {
+    let settings = as_read_back(&now.settings).map_err(|e| Error::format(path, "settings", e))?;
+    match was.difference(&Identity { settings, ..now.clone() }) {
         None => Ok(()),
         Some(difference) => {
             let message = format!(
@@ -286,7 +287,7 @@ fn take(path: &Path, stored: &Stored, name: &str, count: usize) -> Result<Vec<f3
 }
 
 impl Identity {
-    /// In words, the first thing that is not the same.
+    /// In words, the first thing that is not the same as `now`, whose settings were [read back](as_read_back) too.
     fn difference(&self, now: &Identity) -> Option<String> {
         if self.kind != now.kind {
             return Some(format!("it was {}, now it is {}", self.kind, now.kind));
@@ -337,7 +338,7 @@ mod tests {
         let tokenizer = Tokenizer::train_bpe(["one two three"], 280).unwrap();
         let config = DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 2, 2, 16, 16);
         let model = Model::random("m", config, tokenizer, 1).unwrap();
-        let document = Document { id: "a".into(), text: "one two three".into(), ..Default::default() };
+        let document = Document::new("a", "one two three", Vec::new());
         let corpus = Corpus { documents: vec![document], ..Default::default() };
         let folder = tempfile::tempdir().unwrap();
         let run = |model: &Model| {

@@ -12,7 +12,7 @@ use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
-use crate::files::{self, make_ready, read_text, save_every, write_text};
+use crate::files::{self, as_read_back, make_ready, read_text, save_every, write_text};
 use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
@@ -268,7 +268,8 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     make_ready(&folder, 0)?;
     let mut lessons = Lessons::new(&recipe.mixture, recipe.seed)?;
     let report_path = folder.join("pretraining.json");
-    let finished = read_report(&report_path).filter(|report| report.recipe == *recipe);
+    let wanted = as_read_back(recipe).map_err(|e| Error::format(&report_path, "recipe", e))?;
+    let finished = read_report(&report_path).filter(|report| report.recipe == wanted);
     // The last of a chain answers for it: the earlier models may be gone.
     if let Some(report) = finished.as_ref().filter(|report| report.recipe.before.is_some()) {
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
