@@ -58,6 +58,13 @@ impl Provenance {
             && self.options == other.options
     }
 
+    /// Versions of this package and of the crates that decided the numbers.
+    pub(crate) fn program(&self) -> String {
+        let crates: Vec<String> =
+            self.crates.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        format!("cluescope {} ({})", self.cluescope, crates.join(", "))
+    }
+
     /// Adds a model and its content hash.
     pub fn model(mut self, name: impl Into<String>, hash: impl Into<String>) -> Self {
         self.models.insert(name.into(), hash.into());
@@ -77,6 +84,11 @@ impl Provenance {
         self.options.insert(name.into(), value.to_string());
         self
     }
+}
+
+/// This package and the crates that decide numbers, with their versions.
+pub(crate) fn program() -> String {
+    Provenance::new("").program()
 }
 
 /// The processor's name where the system tells it in a file (Linux).

@@ -28,6 +28,9 @@ pub(super) struct Identity {
     pub(super) model: String,
     /// That model's content hash.
     pub(super) model_hash: String,
+    /// This program's version, and those of the crates that decide numbers; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<String>,
     /// Where it computes and in which type, unless on the CPU in f32: other numbers end in another model.
     #[serde(default)]
     pub(super) arithmetic: Option<String>,
@@ -298,6 +301,11 @@ impl Identity {
                 self.model, self.model_hash, now.model, now.model_hash
             ));
         }
+        if let (Some(was), Some(is)) = (&self.program, &now.program)
+            && was != is
+        {
+            return Some(format!("it was computed by {was}, now it is {is}"));
+        }
         if self.arithmetic != now.arithmetic {
             let [was, is] = [self, now].map(|run| run.arithmetic.as_deref().unwrap_or("cpu f32"));
             return Some(format!("it was computed in {was}, now it is {is}"));
@@ -351,6 +359,25 @@ mod tests {
         let there = model.to_device(&Device::tensors(DType::F32)).unwrap();
         let message = run(&there).unwrap_err().to_string();
         assert!(message.contains("it was computed in cpu f32, now it is cpu tensors f32"), "{message}");
+    }
+
+    #[test]
+    fn a_run_does_not_go_on_under_another_version() {
+        let run = |program: Option<&str>| Identity {
+            kind: "fine-tuning".into(),
+            model: "m".into(),
+            model_hash: "1".into(),
+            program: program.map(String::from),
+            arithmetic: None,
+            data: "2".into(),
+            held_out: String::new(),
+            settings: serde_json::Value::Null,
+        };
+        let now = run(Some("cluescope 2"));
+        // An older file does not tell.
+        assert_eq!([run(None), now.clone()].map(|was| was.difference(&now)), [None, None]);
+        let difference = run(Some("cluescope 1")).difference(&now).unwrap();
+        assert_eq!(difference, "it was computed by cluescope 1, now it is cluescope 2");
     }
 
     #[test]

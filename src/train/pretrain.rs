@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, as_read_back, make_ready, read_text, save_every, write_text};
 use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
-use crate::provenance::content_hash;
+use crate::provenance::{content_hash, program};
 use crate::tokens::Tokenizer;
 
 /// Which of a pair.
@@ -316,6 +316,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         kind: "pretraining".into(),
         model: base.name().into(),
         model_hash: base.hash().into(),
+        program: Some(program()),
         arithmetic: base.device().noted_arithmetic(),
         data: texts.clone(),
         held_out: String::new(),

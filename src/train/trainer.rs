@@ -21,7 +21,7 @@ use crate::files::{make_ready, save_every};
 use crate::memory;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, program};
 
 /// A finished fine-tuning run.
 #[derive(Debug, Clone)]
@@ -131,6 +131,7 @@ impl Model {
             kind: "fine-tuning".into(),
             model: self.name().into(),
             model_hash: self.hash().into(),
+            program: Some(program()),
             arithmetic: self.device().noted_arithmetic(),
             data: prepared.hash(settings.packing),
             held_out: held_out.as_ref().map(HeldOut::hash).unwrap_or_default(),
