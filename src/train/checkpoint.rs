@@ -115,6 +115,22 @@ impl From<Bits> for History {
     }
 }
 
+/// Steps whose records surely fit into the header of a safetensors file, which may have 100 MB: a hundred bytes each, and half as
+/// many for an evaluation after each.
+const MOST_STEPS: usize = 600_000;
+
+/// Refuses a run whose state could not be read back.
+///
+/// # Errors
+/// [`Error::Option`] for too many steps.
+pub(super) fn check_steps(steps: usize) -> Result<()> {
+    if steps <= MOST_STEPS {
+        return Ok(());
+    }
+    let allowed = format!("at most {MOST_STEPS} with a checkpoint, which records them all");
+    Err(Error::option("steps", steps, allowed))
+}
+
 const VERSION: u32 = 2;
 const METADATA: &str = "cluescope";
 

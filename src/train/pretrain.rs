@@ -184,6 +184,7 @@ impl Recipe {
             ("tokenizer_texts", self.tokenizer_texts, 1),
             ("vocab_size", self.vocab_size, 257),
         ];
+        checkpoint::check_steps(self.steps)?;
         if self.look_back_heads > self.heads {
             return Err(Error::option(
                 "look_back_heads",

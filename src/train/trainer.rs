@@ -121,6 +121,10 @@ impl Model {
         let prepared = prepare(self, corpus, &settings)?;
         let held_out =
             finetune.evaluation.as_ref().map(|texts| HeldOut::new(texts, self, &settings)).transpose()?;
+        let plan = Plan::new(&settings, &prepared.examples);
+        if finetune.checkpoint.is_some() {
+            checkpoint::check_steps(plan.total)?;
+        }
         let estimate = MemoryEstimate::new(self, &settings, &prepared.examples)?;
         let model = match &settings.method {
             Method::Lora(lora) => self.with_lora(lora, settings.seed)?,
@@ -150,7 +154,7 @@ impl Model {
             finetune.logging_dir.as_ref().map(|folder| Events::create(folder, history.steps.len() + 1));
         let mut training = Training {
             save_every: finetune.save_every.map_or_else(save_every, Ok)?,
-            plan: Plan::new(&settings, &prepared.examples),
+            plan,
             examples: &prepared.examples,
             held_out,
             finetune: &finetune,

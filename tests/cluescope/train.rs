@@ -358,6 +358,49 @@ fn another_run_is_refused_by_what_differs() {
     }
 }
 
+/// JSON moves the last bit of some numbers; neither a run nor a finished model is another for that.
+#[test]
+fn settings_of_many_digits_are_known_again() {
+    let model = tiny();
+    for (alpha, dropout) in [(3.9, 0.03), (16.0, 0.07), (0.7, 0.0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = short(Finetune::lora(4).lora_alpha(alpha).lora_dropout(dropout)).checkpoint(folder.path());
+        let first = model.finetune(&corpus(8), run.clone()).unwrap();
+        assert_eq!(bits(&model.finetune(&corpus(8), run).unwrap()), bits(&first), "{alpha}, {dropout}");
+    }
+    let read_back = |x: &f64| serde_json::from_str::<f64>(&serde_json::to_string(x).unwrap()).unwrap();
+    let rate = (1..10_000).map(|i| 1e-3 / f64::from(i)).find(|x| read_back(x) != *x).unwrap();
+    let nano = Recipe::nano(Size::Small);
+    let recipe = Recipe {
+        steps: 2,
+        tokenizer_texts: 60,
+        vocab_size: 400,
+        batch_size: 2,
+        layers: 1,
+        hidden_size: 64,
+        intermediate_size: 128,
+        learning_rate: rate,
+        mixture: Mixture { residents: 8, echo_share: 0.0, ..nano.mixture },
+        ..nano
+    };
+    let folder = tempfile::tempdir().unwrap();
+    pretrain(&recipe, folder.path()).unwrap();
+    let weights = folder.path().join("nano-small/model.safetensors");
+    let written = || std::fs::metadata(&weights).unwrap().modified().unwrap();
+    let first = written();
+    pretrain(&recipe, folder.path()).unwrap();
+    assert_eq!(written(), first, "a finished model is not trained again");
+}
+
+#[test]
+fn a_checkpoint_too_large_to_be_read_is_refused_before_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = short(Finetune::lora(2)).max_steps(600_001).checkpoint(folder.path());
+    let message = tiny().finetune(&corpus(8), long).unwrap_err().to_string();
+    assert!(message.contains("steps = 600001: at most 600000 with a checkpoint"), "{message}");
+    assert!(!folder.path().join("checkpoint.safetensors").exists());
+}
+
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let model = tiny();
