@@ -410,6 +410,8 @@ fn disturb(pass: &mut Pass, batch: &[usize], noise: &Denoise, epoch: usize, mode
     for (ids, &text) in pass.texts.iter_mut().zip(batch) {
         // A start token is no part of the text.
         let special = [ids.first().copied() == model.tokenizer().bos()];
-        *ids = noise.inputs(ids, &special, model.tokenizer().vocab_size(), text as u64, epoch as u64);
+        // Gemma 3's tokenizer has a token more than the model has embeddings, most others fewer.
+        let vocabulary = model.tokenizer().vocab_size().min(model.config().vocab_size);
+        *ids = noise.inputs(ids, &special, vocabulary, text as u64, epoch as u64);
     }
 }

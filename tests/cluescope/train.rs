@@ -434,6 +434,22 @@ fn noise_is_in_the_input_alone_and_follows_the_seed() {
     assert!(last < 0.6 * first, "{first} to {last}");
 }
 
+/// As Gemma 3's: the tokenizer knows a token that the model has no embedding for.
+#[test]
+fn noise_is_of_tokens_that_the_model_has() {
+    let folder = crate::loading::copy("gemma3");
+    crate::loading::edit(&folder.path().join("tokenizer.json"), |tokenizer| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let mut extra = added[0].clone();
+        (extra["id"], extra["content"]) = (427.into(), "<image_soft_token>".into());
+        added.push(extra);
+    });
+    let model = crate::families::load(folder.path());
+    assert_eq!((model.tokenizer().vocab_size(), model.config().vocab_size), (428, 427));
+    let noisy = Finetune::lora(2).epochs(20).max_length(32).denoise(1.0);
+    model.finetune(&corpus(8), noisy).unwrap();
+}
+
 #[test]
 fn a_loss_that_is_not_finite_names_step_and_texts() {
     let model = tiny().with_trainable_weights().unwrap();
