@@ -171,8 +171,11 @@ impl Model {
         outcome?;
         let step = training.choose(&engine.model, &history)?;
         drop(locked);
-        let suffix = if matches!(settings.method, Method::Full) { "full" } else { "lora" };
-        let hash = super::trained_hash(self.hash(), &engine.model)?;
+        let (suffix, adapter) = match &settings.method {
+            Method::Lora(lora) => ("lora", Some(lora)),
+            Method::Full => ("full", None),
+        };
+        let hash = super::trained_hash(self.hash(), &engine.model, adapter)?;
         let provenance = provenance(self, &settings, &identity)?;
         Ok(Run {
             model: engine.model.renamed(format!("{}+{suffix}", self.name()), hash),

@@ -647,6 +647,10 @@ fn an_adapter_makes_the_round_trip_and_fits_only_its_model() {
         let values = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(variable), values(&applied.trainable()[name]), "{name}");
     }
+    // Another scale is another model: what is kept of one must not stand for the other.
+    let mut louder = loaded.clone();
+    louder.config.lora_alpha *= 2.0;
+    assert_ne!(louder.apply(&model).unwrap().hash(), applied.hash());
     // The same shapes, other weights.
     let other = Model::random("other", model.config().clone(), model.tokenizer().clone(), 2).unwrap();
     let message = loaded.apply(&other).unwrap_err().to_string();
