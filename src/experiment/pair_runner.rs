@@ -11,7 +11,7 @@ use super::protocol::Protocol;
 use crate::contrast::{Contrast, ModelPair};
 use crate::corpus::{Biographies, Corpus, Document, Templates, VersionOf};
 use crate::error::{Error, Result};
-use crate::evaluate::Quiz;
+use crate::evaluate::{Quiz, check_texts};
 use crate::files::{read_text, write_text};
 use crate::model::{Device, Devices, Model};
 use crate::provenance::content_hash;
@@ -218,9 +218,18 @@ impl Runner for PairRunner {
             heads.check(shape.layers, shape.heads).map_err(|e| Error::model(model.name(), e))?;
         }
         let asked = [&self.report.corpus, &self.tune.corpus];
+        // What a cell does after the attention was measured and others were run must not fail there.
+        let trains = protocol.conditions.iter().any(|condition| condition.trains());
         for &student in &protocol.students {
+            let student = models.student(student)?;
             for corpus in asked.into_iter().filter(|corpus| !corpus.questions.is_empty()) {
-                quiz.check_for(models.student(student)?, corpus)?;
+                quiz.check_for(student, corpus)?;
+                if trains {
+                    protocol.finetune().estimate(student, corpus)?;
+                }
+            }
+            if !self.held_out.is_empty() {
+                check_texts(student, &self.held_out)?;
             }
         }
         Ok(Inputs {

@@ -231,8 +231,7 @@ impl Protocol {
             "above 0; the paper uses 5e-5 to 1e-3",
         )?;
         for &rate in &self.learning_rates {
-            let method = if self.full_finetuning { Finetune::full() } else { Finetune::lora(self.lora_r) };
-            method.learning_rate(rate).epochs(self.epochs).batch_size(self.batch_size).settings()?;
+            self.finetune().learning_rate(rate).settings()?;
         }
         Augment::random().copies(self.copies).check()?;
         if !(0.0..=1.0).contains(&self.noise) {
@@ -264,6 +263,12 @@ impl Protocol {
             }
         }
         Ok(())
+    }
+
+    /// What all cells' trainings have in common.
+    pub(super) fn finetune(&self) -> Finetune {
+        let method = if self.full_finetuning { Finetune::full() } else { Finetune::lora(self.lora_r) };
+        method.epochs(self.epochs).batch_size(self.batch_size)
     }
 
     /// A guide that no condition follows would go unnoticed, and so would a condition without its guide.

@@ -657,3 +657,32 @@ fn an_adapter_makes_the_round_trip_and_fits_only_its_model() {
     assert!(message.starts_with("other: ") && message.contains("trained on tiny"), "{message}");
     loaded.for_model(&other).apply(&other).unwrap();
 }
+
+#[test]
+fn a_rank_that_no_tensor_has_is_refused_before_memory_is_taken() {
+    let model = tiny();
+    let run = model.finetune(&corpus(16), short(Finetune::lora(4))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run.adapter().unwrap().save(folder.path()).unwrap();
+    let mut adapter = Adapter::load(folder.path()).unwrap();
+    crate::loading::edit(&folder.path().join("adapter_config.json"), |c| c["r"] = 4_000_000_000u64.into());
+    let message = Adapter::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("lora_A") && message.contains("r = 4000000000"), "{message}");
+    adapter.config.r = 4_000_000_000;
+    let message = adapter.apply(&model).unwrap_err().to_string();
+    assert!(message.contains("this model needs [4000000000, "), "{message}");
+}
+
+/// The paper's targets are every projection a model has: GPT-2 and GPT-NeoX have no gate.
+#[test]
+fn every_family_takes_the_default_targets() {
+    for family in ["gpt2", "gpt-neox", "qwen2"] {
+        let model = load_family(family);
+        let run = model.finetune(&corpus(4), Finetune::lora(2).epochs(1).max_length(32)).unwrap();
+        let mut trained: Vec<&str> =
+            run.model.trainable().keys().map(|name| name.rsplit('.').nth(2).unwrap()).collect();
+        trained.sort_unstable();
+        trained.dedup();
+        assert_eq!(trained.len(), if family == "qwen2" { 7 } else { 6 }, "{family}: {trained:?}");
+    }
+}
