@@ -1,5 +1,6 @@
 //! Runs cells on a pair of models: attention once, then dropout, fine-tuning and quiz for each cell.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -342,13 +343,16 @@ impl Clock {
     }
 }
 
-/// Of all that decides a cell: what is a version of what matters for packing alone, which no cell uses.
+/// Of all that decides a cell: what is a version of what matters for packing, which no cell uses, and where several texts of one
+/// person are asked about.
 fn corpus_hash(corpus: &Corpus) -> Result<String> {
-    let mut corpus = corpus.clone();
-    for document in &mut corpus.documents {
+    let shared: BTreeMap<&str, &str> =
+        corpus.first_asked().into_iter().filter(|(document, first)| document != first).collect();
+    let mut texts = corpus.clone();
+    for document in &mut texts.documents {
         document.version_of = VersionOf::Itself;
     }
-    hash(&corpus)
+    if shared.is_empty() { hash(&texts) } else { hash(&(texts, shared)) }
 }
 
 fn hash<T: serde::Serialize>(texts: &T) -> Result<String> {

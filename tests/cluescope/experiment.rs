@@ -71,6 +71,7 @@ impl Runner for Formula {
                 let choice = |text: &str, log_prob| Choice { answer: text.into(), log_prob, tokens: 3 };
                 answers.push(Answer {
                     document: format!("{people} {p}"),
+                    cluster: None,
                     field: (*field).into(),
                     question: "?".into(),
                     distance: Some(distance),
