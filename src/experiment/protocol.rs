@@ -299,6 +299,11 @@ impl Protocol {
         )
     }
 
+    /// Whether any condition has options to choose, for which tuning people are needed.
+    pub fn chooses(&self) -> bool {
+        self.conditions.iter().any(|&condition| self.may_choose(condition))
+    }
+
     /// Whether `condition` has options of which several values are given.
     pub(super) fn may_choose(&self, condition: Condition) -> bool {
         let lists = [
@@ -349,7 +354,7 @@ impl Protocol {
         let conditions: Vec<&str> = self.conditions.iter().map(|c| c.name()).collect();
         let students: Vec<&str> = self.students.iter().map(|s| s.name()).collect();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let search = if self.tuning_people > 0 && self.conditions.iter().any(|&c| self.may_choose(c)) {
+        let search = if self.tuning_people > 0 && self.chooses() {
             format!(
                 "alpha of {}, beta of {}, learning rate of {}: chosen on {} other people",
                 list(&self.alphas),

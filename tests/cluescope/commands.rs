@@ -480,7 +480,24 @@ fn guides_are_chosen_by_the_same_options_everywhere() {
     assert!(message.contains("heads = all: layers or heads of at least one model"), "{message}");
     let message = bad("--large-heads 9.0 --out bad");
     assert!(message.contains("heads = heads 9.0: at least one, layers 0 to"), "{message}");
-    assert!(bad("--noise 0.3 --out bad").contains("--noise = 0.3: left out, unless denoising"));
+    assert!(bad("--noise 0.3 --out bad").contains("--noise = given: left out, unless denoising"));
+    for (rest, said) in [
+        (
+            "--conditions untrained,plain --alpha 0.9",
+            "--alpha = given: left out, unless a condition drops tokens",
+        ),
+        ("--conditions plain,random --beta 1", "--beta = given"),
+        ("--conditions plain,plain_equal_steps --lr 1e-3,2e-3 --tuning-people 0 --beta 1", "--beta = given"),
+        ("--conditions untrained,plain", "--copies = given"),
+        (
+            "--conditions random --tuning-people 4",
+            "--tuning-people = given: left out, unless a condition has several",
+        ),
+        ("--conditions untrained,random --alpha 0.6,0.7", "one value, or --tuning-people"),
+    ] {
+        let message = bad(&format!("{rest} --out bad"));
+        assert!(message.contains(said), "{rest}: {message}");
+    }
     // A minus is no option's beginning.
     assert!(bad("--alpha -0.1 --out bad").contains("alphas = -0.1: from 0 to 1"));
     let message = bad("--guide-probe weight city --out bad");
@@ -524,5 +541,17 @@ fn the_memory_expected_is_about_the_memory_needed() {
             (0.6..1.6).contains(&(needed / expected)),
             "{more:?}: {expected:.0} MB expected, {needed:.0} needed"
         );
+    }
+}
+
+/// The name of the result is looked at before anything is read or made.
+#[test]
+fn a_name_that_cannot_be_written_is_told_first() {
+    let folder = workplace();
+    for words in
+        ["biographies 10000000 --out people.xlsx", "augment plain --corpus missing.jsonl --out texts.xlsx"]
+    {
+        let message = bad(folder.path(), &words.split(' ').collect::<Vec<_>>());
+        assert!(message.contains(".xlsx: extension \"xlsx\"; known: .csv"), "{words}: {message}");
     }
 }
