@@ -85,8 +85,9 @@ impl Quiz {
 }
 
 impl Quiz {
-    /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz: a killed
-    /// quiz redoes no more than the time of [`save_every`](crate::files::save_every). The file stays when all is answered.
+    /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz by the same
+    /// version: a killed quiz redoes no more than the time of [`save_every`](crate::files::save_every). The file stays when all
+    /// is answered.
     pub fn checkpoint(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint = Some(path.into());
         self
