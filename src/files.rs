@@ -5,6 +5,8 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
@@ -26,6 +28,12 @@ pub fn save_every() -> Result<Duration> {
     let seconds = given.to_str().and_then(|text| text.trim().parse().ok());
     let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     time.ok_or_else(|| Error::option(SAVE_SECONDS, given.display(), "a number of seconds, such as 45 or 0.5"))
+}
+
+/// `value` as it comes back from a file of JSON, which may move the last bit of a number: what is compared with something
+/// read must have gone the same way.
+pub(crate) fn as_read_back<T: Serialize + DeserializeOwned>(value: &T) -> serde_json::Result<T> {
+    serde_json::from_str(&serde_json::to_string(value)?)
 }
 
 /// The folder that holds the file `path`.

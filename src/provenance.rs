@@ -52,15 +52,16 @@ impl Provenance {
     /// Whether `other` would lead to the same numbers: a model is its content, whatever name it goes by, and the command
     /// may be spelt another way.
     pub fn same_numbers(&self, other: &Provenance) -> bool {
-        self.versions().eq(other.versions())
+        self.program() == other.program()
             && self.models.values().eq(other.models.values())
             && self.options == other.options
     }
 
-    /// Names and versions of what decides numbers: this package and the crates.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = (&str, &str)> {
-        let crates = self.crates.iter().map(|(name, version)| (name.as_str(), version.as_str()));
-        std::iter::once(("cluescope", self.cluescope.as_str())).chain(crates)
+    /// Versions of this package and of the crates that decided the numbers.
+    pub(crate) fn program(&self) -> String {
+        let crates: Vec<String> =
+            self.crates.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        format!("cluescope {} ({})", self.cluescope, crates.join(", "))
     }
 
     /// Adds a model and its content hash.
@@ -82,6 +83,11 @@ impl Provenance {
         self.options.insert(name.into(), value.to_string());
         self
     }
+}
+
+/// This package and the crates that decide numbers, with their versions.
+pub(crate) fn program() -> String {
+    Provenance::new("").program()
 }
 
 /// The processor's name where the system tells it in a file (Linux).

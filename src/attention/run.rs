@@ -390,7 +390,7 @@ fn key(
         document.text.clone(),
     ];
     parts.push(probes);
-    parts.extend(versions.versions().map(|(name, version)| format!("{name} {version}")));
+    parts.push(versions.program());
     // Which probes are wanted is already said by the probes found.
     let options = options.describe(context).into_iter().filter(|(name, _)| *name != "probes");
     parts.extend(options.map(|(name, value)| format!("{name}={value}")));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cluescope::augment::{ALPHA, Augment, BETA, Eda, Pieces, Protect, Removal, Synonyms};
 use cluescope::contrast::{GuideText, load_tokenizer};
-use cluescope::corpus::Document;
+use cluescope::corpus::{Corpus, Document};
 use cluescope::tokens::Tokenizer;
 use cluescope::{Error, Result};
 
@@ -86,6 +86,7 @@ pub(crate) enum Policy {
 
 /// Draws and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    Corpus::check_path(&args.out)?;
     super::keep_apart(
         &[
             ("--corpus", Some(&args.corpus)),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cluescope::corpus::{Biographies, Templates, Wording};
+use cluescope::corpus::{Biographies, Corpus, Templates, Wording};
 
 /// Options of `cluescope biographies`.
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,7 @@ pub(crate) struct Args {
 
 /// Generates and writes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    Corpus::check_path(&args.out)?;
     super::keep_apart(&[("--wording", args.wording.as_deref())], &[("--out", Some(&args.out))])?;
     let wording = match &args.wording {
         Some(path) => Wording::read(path)?,

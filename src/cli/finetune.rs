@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Dropout on the adapter's input [0]
     #[arg(long, alias = "lora_dropout")]
     lora_dropout: Option<f32>,
-    /// Projections that get an adapter [q_proj k_proj v_proj o_proj gate_proj up_proj down_proj]
+    /// Projections that get an adapter [q_proj k_proj v_proj o_proj gate_proj up_proj down_proj, those of them the model has]
     #[arg(long, alias = "target_modules", num_args = 1..)]
     target_modules: Option<Vec<String>>,
     /// Highest learning rate [5e-4; 2e-4 with --full]

@@ -171,10 +171,7 @@ impl Args {
         set(&mut p.few_shot, self.few_shot);
         set(&mut p.distractors, self.distractors);
         p.validate()?;
-        if let Some(noise) = self.noise.filter(|_| !p.conditions.contains(&Condition::Denoising)) {
-            let expected = "left out, unless denoising is among the conditions: no other has noise";
-            return Err(Error::option("--noise", noise, expected).into());
-        }
+        self.refuse_idle_options(&p)?;
         for (name, given) in [("--alpha", &self.alpha), ("--beta", &self.beta), ("--lr", &self.lr)] {
             if let Some(values) = given.as_ref().filter(|v| v.len() > 1 && p.tuning_people == 0) {
                 let expected = "one value, or --tuning-people (--tuning-corpus) on whom to choose";
@@ -182,6 +179,52 @@ impl Args {
             }
         }
         Ok(p)
+    }
+
+    /// Refuses what no condition of `p` would look at.
+    fn refuse_idle_options(&self, p: &Protocol) -> anyhow::Result<()> {
+        let any = |uses: fn(Condition) -> bool| p.conditions.iter().any(|&condition| uses(condition));
+        let tuned = self.tuning_corpus.is_some() || self.tuning_people.is_some_and(|people| people > 0);
+        for (name, given, used, expected) in [
+            (
+                "--noise",
+                self.noise.is_some(),
+                any(|condition| condition == Condition::Denoising),
+                "unless denoising is among the conditions: no other has noise",
+            ),
+            (
+                "--alpha",
+                self.alpha.is_some(),
+                any(Condition::uses_alpha),
+                "unless a condition drops tokens, such as random",
+            ),
+            (
+                "--beta",
+                self.beta.is_some(),
+                any(Condition::uses_beta),
+                "unless a condition drops tokens by rank, such as attention_difference",
+            ),
+            (
+                "--copies",
+                self.copies.is_some(),
+                any(Condition::uses_copies),
+                "unless a condition has copies or makes up for them, such as plain_equal_steps",
+            ),
+            ("--lr", self.lr.is_some(), any(Condition::trains), "unless a condition trains"),
+            ("--epochs", self.epochs.is_some(), any(Condition::trains), "unless a condition trains"),
+            ("--seeds", self.seeds.is_some(), any(Condition::trains), "unless a condition trains"),
+            (
+                if self.tuning_corpus.is_some() { "--tuning-corpus" } else { "--tuning-people" },
+                tuned,
+                p.chooses(),
+                "unless a condition has several values of --alpha, --beta or --lr to choose from",
+            ),
+        ] {
+            if given && !used {
+                return Err(Error::option(name, "given", format!("left out, {expected}")).into());
+            }
+        }
+        Ok(())
     }
 
     /// What is compared under the guides of `p`.

@@ -36,11 +36,22 @@ impl Corpus {
                 "json" => squad::parse(path, &files::read_text(path)?)?,
                 "parquet" => parquet::read(path)?,
                 "txt" => paragraphs::parse(path, &files::read_text(path)?),
-                other => return Err(Error::format(path, "", format!("extension {other:?}; known: {KNOWN}"))),
+                _ => return Err(unknown(path)),
             }
         };
         corpus.check(path)?;
         Ok(corpus)
+    }
+
+    /// Refuses a path that [`Corpus::write`] would refuse, for those who want to know before they make the texts.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for an unknown extension.
+    pub fn check_path(path: impl AsRef<Path>) -> Result<()> {
+        match files::extension(&path).as_str() {
+            "csv" | "jsonl" | "json" | "parquet" | "txt" => Ok(()),
+            _ => Err(unknown(path.as_ref())),
+        }
     }
 
     /// Writes the corpus by extension, in the forms of [`Corpus::read`]; the file is whole or absent.
@@ -58,7 +69,7 @@ impl Corpus {
             "json" => squad::format(self)?,
             "txt" => paragraphs::format(self)?,
             "parquet" => return parquet::write(self, path),
-            other => return Err(Error::format(path, "", format!("extension {other:?}; known: {KNOWN}"))),
+            _ => return Err(unknown(path)),
         };
         files::write_text(path, &content)
     }
@@ -90,6 +101,10 @@ impl Corpus {
         }
         Ok(())
     }
+}
+
+fn unknown(path: &Path) -> Error {
+    Error::format(path, "", format!("extension {:?}; known: {KNOWN}", files::extension(path)))
 }
 
 fn read_folder(path: &Path) -> Result<Corpus> {

@@ -26,6 +26,8 @@ mod squad;
 mod tagged;
 mod templates;
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 
 pub use biographies::Biographies;
@@ -108,7 +110,7 @@ pub struct Document {
 /// A question with its right answers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Question {
-    /// [`Document::id`] of the text that answers it; answers of one document belong to one cluster.
+    /// [`Document::id`] of the text that answers it; answers about one person or thing belong to one cluster.
     pub document: String,
     /// The kind of fact asked for.
     pub field: String,
@@ -207,13 +209,23 @@ impl Corpus {
     /// What each document is about, in their order: the person, by name, or what it is a version of. Several
     /// biographies of one person are about one thing.
     pub fn subjects<'a>(&'a self) -> Vec<&'a str> {
-        let names: std::collections::HashMap<&str, &str> =
+        let names: HashMap<&str, &str> =
             self.documents.iter().filter_map(|d| Some((d.id.as_str(), d.fact("name")?))).collect();
         let subject = |d: &'a Document| -> &'a str {
             let root = d.version_of().unwrap_or(&d.id);
             names.get(root).copied().or(d.fact("name")).unwrap_or(root)
         };
         self.documents.iter().map(subject).collect()
+    }
+
+    /// By id, each document that is asked about or taken as an example, and the first such about the same person or thing: their
+    /// answers are one cluster, and none is an example for another.
+    pub(crate) fn first_asked(&self) -> HashMap<&str, &str> {
+        let subjects: HashMap<&str, &str> =
+            self.documents.iter().map(|d| d.id.as_str()).zip(self.subjects()).collect();
+        let mut first: HashMap<&str, &str> = HashMap::new();
+        let asked = self.questions.iter().chain(&self.examples).map(|question| question.document.as_str());
+        asked.map(|id| (id, *first.entry(subjects.get(id).copied().unwrap_or(id)).or_insert(id))).collect()
     }
 
     /// The first `count` documents with the questions about them, and the rest; both keep all examples.
@@ -227,7 +239,7 @@ impl Corpus {
     /// ```
     pub fn split_at(mut self, count: usize) -> (Corpus, Corpus) {
         let documents = self.documents.split_off(count.min(self.documents.len()));
-        let rest: std::collections::HashSet<&str> = documents.iter().map(|d| d.id.as_str()).collect();
+        let rest: HashSet<&str> = documents.iter().map(|d| d.id.as_str()).collect();
         let (later, first) = self.questions.into_iter().partition(|q| rest.contains(q.document.as_str()));
         let examples = self.examples.clone();
         let rest = Corpus { documents, questions: later, examples };

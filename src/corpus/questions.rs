@@ -99,8 +99,8 @@ impl Corpus {
         self
     }
 
-    /// Sets the last `texts` documents aside: their questions become few-shot examples, and nothing is trained on or asked
-    /// about them.
+    /// Sets the last `texts` documents aside, and others about the same people or things with them: their questions become
+    /// few-shot examples, and nothing is trained on or asked about them.
     ///
     /// # Errors
     /// [`Error::Option`] when no document would be left.
@@ -110,7 +110,16 @@ impl Corpus {
             let expected = format!("fewer than the {} texts of the corpus", self.documents.len());
             return Err(Error::option("examples", texts, expected));
         };
-        let aside: HashSet<String> = self.documents.split_off(left).into_iter().map(|d| d.id).collect();
+        let subjects = self.subjects();
+        let last: HashSet<&str> = subjects[left..].iter().copied().collect();
+        let of_last = subjects.iter().map(|subject| last.contains(subject));
+        let aside: HashSet<String> =
+            self.documents.iter().zip(of_last).filter(|(_, of)| *of).map(|(d, _)| d.id.clone()).collect();
+        self.documents.retain(|d| !aside.contains(&d.id));
+        if self.documents.is_empty() {
+            let expected = "fewer: the other texts are about the same people or things";
+            return Err(Error::option("examples", texts, expected));
+        }
         let (examples, questions) = self.questions.into_iter().partition(|q| aside.contains(&q.document));
         self.questions = questions;
         self.examples = examples;
@@ -150,6 +159,19 @@ mod tests {
         assert!(
             all.set_examples_aside(4).unwrap_err().to_string().starts_with("examples = 4: fewer than the 4")
         );
+    }
+
+    #[test]
+    fn a_person_is_set_aside_whole() {
+        let mut all = Biographies::new(4).generate().unwrap();
+        let mut second = all.documents[3].clone();
+        second.id = "again".into();
+        all.documents.insert(0, second);
+        let some = all.clone().set_examples_aside(1).unwrap();
+        assert_eq!((some.documents.len(), some.questions.len(), some.examples.len()), (3, 15, 5));
+        assert_eq!(Corpus::paragraphs().unwrap().first_asked().iter().find(|(id, first)| id != first), None);
+        let message = all.set_examples_aside(4).unwrap_err().to_string();
+        assert!(message.starts_with("examples = 4: fewer: the other texts"), "{message}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files::{read_text, save_every, write_text};
+use crate::provenance::program;
 
 /// What a model said to one question.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub(super) struct Said {
 #[derive(Serialize, Deserialize)]
 struct File {
     quiz: String,
+    /// This program's version, and those of the crates that decide numbers; absent in older files.
+    #[serde(default)]
+    program: Option<String>,
     answers: BTreeMap<usize, Said>,
 }
 
@@ -36,7 +40,7 @@ pub(super) struct Kept {
 impl Kept {
     /// What `path` holds of the quiz named `identity`; nothing when there is no such file.
     pub(super) fn open(path: Option<&Path>, identity: String) -> Result<Self> {
-        let mut file = File { quiz: identity, answers: BTreeMap::new() };
+        let mut file = File { quiz: identity, program: Some(program()), answers: BTreeMap::new() };
         if let Some(path) = path.filter(|path| path.exists()) {
             let found: File = serde_json::from_str(&read_text(path)?).map_err(|e| {
                 let message = format!("no answers of a quiz ({e}); delete the file to ask again");
@@ -45,6 +49,14 @@ impl Kept {
             if found.quiz != file.quiz {
                 let message =
                     "holds answers of another quiz or model; choose another file, or delete this one";
+                return Err(Error::format(path, "", message));
+            }
+            if let (Some(was), Some(is)) = (&found.program, &file.program)
+                && was != is
+            {
+                let message = format!(
+                    "holds answers computed by {was}, now it is {is}; choose another file, or delete this one"
+                );
                 return Err(Error::format(path, "", message));
             }
             file = found;
@@ -73,5 +85,31 @@ impl Kept {
 
     pub(super) fn take(&mut self, question: usize) -> Said {
         self.file.answers.remove(&question).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_another_version_are_refused_and_older_files_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.json");
+        let open = || Kept::open(Some(&path), "quiz".into());
+        let mut kept = open().unwrap();
+        kept.add(&[0], vec![Said::default()]).unwrap();
+        kept.save().unwrap();
+        assert!(open().unwrap().has(&[0]));
+        let text = read_text(&path).unwrap();
+        let mut file: File = serde_json::from_str(&text).unwrap();
+        let mut with = |program: Option<&str>| {
+            file.program = program.map(String::from);
+            write_text(&path, &serde_json::to_string(&file).unwrap()).unwrap();
+            open()
+        };
+        assert!(with(None).unwrap().has(&[0]));
+        let message = with(Some("cluescope 0.0.1")).err().unwrap().to_string();
+        assert!(message.contains("computed by cluescope 0.0.1, now it is cluescope "), "{message}");
     }
 }

@@ -22,6 +22,7 @@ mod store;
 
 pub use examinee::Examinee;
 pub use interval::{Bootstrap, Cells, Interval};
+pub(crate) use perplexity::check_texts;
 pub use perplexity::{Perplexity, perplexity};
 pub use quiz::{Quiz, quiz};
 pub(crate) use result::distance_bins;

@@ -48,10 +48,7 @@ pub fn perplexity(examinee: &dyn Examinee, texts: &[Document]) -> Result<Perplex
     let mut waiting: Vec<Window> = Vec::new();
     let empty = examinee.encode("")?;
     for text in texts {
-        let ids = examinee.encode(&text.text)?;
-        // What every text begins with; a tokenizer may also put something at the end.
-        let start = ids.iter().zip(&empty).take_while(|(a, b)| a == b).count();
-        for window in windows(&ids, start, examinee.max_positions()) {
+        for window in windows_of(examinee, text, &empty)? {
             if waiting.iter().map(|w| w.ids.len()).sum::<usize>() + window.ids.len() > BATCH_TOKENS {
                 total.add(examinee, &mut waiting)?;
             }
@@ -60,10 +57,25 @@ pub fn perplexity(examinee: &dyn Examinee, texts: &[Document]) -> Result<Perplex
         progress.advance(1)?;
     }
     total.add(examinee, &mut waiting)?;
-    if total.tokens == 0 {
-        return Err(Error::Stopped("perplexity: no text of two tokens or more; give held-out texts".into()));
+    if total.tokens == 0 { Err(nothing()) } else { Ok(total) }
+}
+
+/// Refuses texts of which [`perplexity`] could predict nothing.
+///
+/// # Errors
+/// As [`perplexity`].
+pub(crate) fn check_texts(examinee: &dyn Examinee, texts: &[Document]) -> Result<()> {
+    let empty = examinee.encode("")?;
+    for text in texts {
+        if !windows_of(examinee, text, &empty)?.is_empty() {
+            return Ok(());
+        }
     }
-    Ok(total)
+    Err(nothing())
+}
+
+fn nothing() -> Error {
+    Error::Stopped("perplexity: no text of two tokens or more; give held-out texts".into())
 }
 
 impl Perplexity {
@@ -86,6 +98,14 @@ impl Perplexity {
 struct Window {
     ids: Vec<u32>,
     from: usize,
+}
+
+/// What `examinee` reads of `text`; `empty` are the tokens it puts where there is no text.
+fn windows_of(examinee: &dyn Examinee, text: &Document, empty: &[u32]) -> Result<Vec<Window>> {
+    let ids = examinee.encode(&text.text)?;
+    // What every text begins with; a tokenizer may also put something at the end.
+    let start = ids.iter().zip(empty).take_while(|(a, b)| a == b).count();
+    Ok(windows(&ids, start, examinee.max_positions()))
 }
 
 /// The first `special` ids are start tokens, which stand before every window.

@@ -24,6 +24,8 @@ pub(crate) struct Prompter<'a> {
     drawn: HashMap<&'a str, Vec<&'a Question>>,
     /// By document id, where the text may be looked up while answering.
     books: Option<HashMap<&'a str, &'a str>>,
+    /// By document id, what stands for all documents about the same person.
+    first: HashMap<&'a str, &'a str>,
 }
 
 impl<'a> Prompter<'a> {
@@ -39,7 +41,15 @@ impl<'a> Prompter<'a> {
         }
         let books =
             open_book.then(|| corpus.documents.iter().map(|d| (d.id.as_str(), d.text.as_str())).collect());
-        Prompter { examples, drawn, books }
+        Prompter { examples, drawn, books, first: corpus.first_asked() }
+    }
+
+    /// What stands for the person that `document` is about.
+    fn first<'b>(&self, document: &'b str) -> &'b str
+    where
+        'a: 'b,
+    {
+        self.first.get(document).copied().unwrap_or(document)
     }
 
     /// The examples of the question that has fewest.
@@ -47,10 +57,10 @@ impl<'a> Prompter<'a> {
         questions.iter().map(|question| self.examples_for(question).count()).min().unwrap_or(0)
     }
 
-    /// Those of its field, without any about the very document asked for, which would give the answer away.
+    /// Those of its field, without any about the person asked for, which would give the answer away.
     fn examples_for(&self, question: &Question) -> impl Iterator<Item = &'a Question> {
         let pool = self.drawn.get(question.field.as_str()).map_or(&[][..], Vec::as_slice);
-        pool.iter().copied().filter(|e| e.document != question.document)
+        pool.iter().copied().filter(|e| self.first(&e.document) != self.first(&question.document))
     }
 
     /// The prompt of `question`; ends in `Answer:`, without a blank.
@@ -70,7 +80,7 @@ impl<'a> Prompter<'a> {
                 "few_shot",
                 self.examples,
                 format!(
-                    "the corpus has {} worked examples of field `{}` about other documents; ask for no more, or add \
+                    "the corpus has {} worked examples of field `{}` about others; ask for no more, or add \
                      some",
                     self.examples - left,
                     question.field

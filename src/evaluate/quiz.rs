@@ -1,6 +1,6 @@
 //! Asks a model every question of a corpus.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -85,8 +85,9 @@ impl Quiz {
 }
 
 impl Quiz {
-    /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz: a killed
-    /// quiz redoes no more than the time of [`save_every`](crate::files::save_every). The file stays when all is answered.
+    /// Keeps finished answers in the file `path` and goes on from there when it holds answers of the same quiz by the same
+    /// version: a killed quiz redoes no more than the time of [`save_every`](crate::files::save_every). The file stays when all
+    /// is answered.
     pub fn checkpoint(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint = Some(path.into());
         self
@@ -224,7 +225,8 @@ fn place(question: &Question) -> String {
 
 /// Every question in the tokens of `examinee`.
 fn ask(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<Vec<Asked>> {
-    let pools = Pools::new(&corpus.questions);
+    let first = corpus.first_asked();
+    let pools = Pools::new(&corpus.questions, &first);
     let prompts = prompts(corpus, quiz)?.into_iter();
     prompts
         .zip(&corpus.questions)
@@ -235,7 +237,10 @@ fn ask(examinee: &dyn Examinee, corpus: &Corpus, quiz: &Quiz) -> Result<Vec<Aske
                 texts.push(question.answers[0].clone());
                 texts.extend(pools.distractors(question, i, quiz));
             }
-            ask_one(examinee, question, prompt, texts, quiz)
+            let mut asked = ask_one(examinee, question, prompt, texts, quiz)?;
+            let first = first[question.document.as_str()];
+            asked.answer.cluster = (first != question.document).then(|| first.to_string());
+            Ok(asked)
         })
         .collect()
 }
@@ -274,6 +279,7 @@ fn ask_one(
     let shared = whole.iter().map(|ids| shared_start(&prompt, ids)).min().unwrap_or(0);
     let answer = Answer {
         document: question.document.clone(),
+        cluster: None,
         field: question.field.clone(),
         question: question.question.clone(),
         distance: question.distance,
@@ -336,28 +342,32 @@ fn shared_start(prompt: &[u32], whole: &[u32]) -> usize {
     same.min(whole.len().saturating_sub(1))
 }
 
-/// Each field's answers, sorted, with the document they belong to.
-struct Pools<'a>(BTreeMap<&'a str, BTreeMap<String, (&'a str, Vec<&'a str>)>>);
+/// Each field's answers, sorted, with those they belong to: the first documents about them.
+struct Pools<'a> {
+    answers: BTreeMap<&'a str, BTreeMap<String, (&'a str, Vec<&'a str>)>>,
+    first: &'a HashMap<&'a str, &'a str>,
+}
 
 impl<'a> Pools<'a> {
-    fn new(questions: &'a [Question]) -> Self {
+    fn new(questions: &'a [Question], first: &'a HashMap<&'a str, &'a str>) -> Self {
         let mut pools: BTreeMap<&str, BTreeMap<String, (&str, Vec<&str>)>> = BTreeMap::new();
         for q in questions.iter().filter(|q| !q.answers.is_empty()) {
             let entry = pools.entry(&q.field).or_default().entry(normalize_answer(&q.answers[0]));
-            entry.or_insert_with(|| (&q.answers[0], Vec::new())).1.push(&q.document);
+            entry.or_insert_with(|| (&q.answers[0], Vec::new())).1.push(first[q.document.as_str()]);
         }
-        Pools(pools)
+        Pools { answers: pools, first }
     }
 
-    /// Wrong answers for the `index`th question: other documents' answers that no right answer equals.
+    /// Wrong answers for the `index`th question: others' answers that no right answer equals.
     fn distractors(&self, question: &Question, index: usize, quiz: &Quiz) -> Vec<String> {
         let right: Vec<String> = question.answers.iter().map(|a| normalize_answer(a)).collect();
-        let Some(pool) = self.0.get(question.field.as_str()) else { return Vec::new() };
-        let fits = |normal: &str, documents: &[&str]| {
-            !right.iter().any(|r| r == normal) && documents.iter().any(|d| *d != question.document)
+        let Some(pool) = self.answers.get(question.field.as_str()) else { return Vec::new() };
+        let own = self.first[question.document.as_str()];
+        let fits = |normal: &str, whose: &[&str]| {
+            !right.iter().any(|r| r == normal) && whose.iter().any(|first| *first != own)
         };
         let all: Vec<&str> =
-            pool.iter().filter(|(n, (_, docs))| fits(n, docs)).map(|(_, (text, _))| *text).collect();
+            pool.iter().filter(|(n, (_, whose))| fits(n, whose)).map(|(_, (text, _))| *text).collect();
         Stream::new(quiz.seed, "distractors", &[index as u64])
             .sample(all.len(), quiz.distractors)
             .into_iter()

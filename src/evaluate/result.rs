@@ -27,6 +27,10 @@ pub struct Choice {
 pub struct Answer {
     /// The document (person) asked about.
     pub document: String,
+    /// The first document asked about that has the same person or thing for its subject, where that is another: such answers
+    /// are not independent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// The kind of fact.
     pub field: String,
     /// The question.
@@ -54,6 +58,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What all answers about one person or thing share: the cluster of [`Bootstrap`](super::Bootstrap).
+    pub fn cluster(&self) -> &str {
+        self.cluster.as_deref().unwrap_or(&self.document)
+    }
+
     /// ln p(right answer | prompt), natural logarithm; `None` without graded measures.
     pub fn log_prob(&self) -> Option<f64> {
         self.choices.first().map(|c| c.log_prob)
@@ -157,7 +166,7 @@ impl QuizResult {
     /// # Errors
     /// When `measure` has no value for any answer, or an infinite one.
     pub fn cells(&self, seed: u64, measure: impl Fn(&Answer) -> Option<f64>) -> Result<Cells> {
-        Cells::new(self.answers.iter().filter_map(|a| Some((seed, a.document.clone(), measure(a)?))))
+        Cells::new(self.answers.iter().filter_map(|a| Some((seed, a.cluster(), measure(a)?))))
     }
 
     /// One row an answer.

@@ -120,7 +120,7 @@ impl Cell {
             guide_probe,
             heads: (condition == Condition::HeadsDifference).then(heads),
             noise: (condition == Condition::Denoising).then_some(protocol.noise),
-            copies: (trains && condition != Condition::Plain).then_some(protocol.copies),
+            copies: condition.uses_copies().then_some(protocol.copies),
             epochs: if trains { protocol.epochs } else { 0 },
             batch_size: protocol.batch_size,
             lora_r: (trains && !protocol.full_finetuning).then_some(protocol.lora_r),

@@ -142,6 +142,11 @@ impl Condition {
             )
     }
 
+    /// Whether each text is copied, or repeated as often.
+    pub fn uses_copies(self) -> bool {
+        !matches!(self, Condition::Untrained | Condition::Plain)
+    }
+
     /// Whether copies follow large − small as the paper defines it, under whichever guide: these are compared with every
     /// other condition.
     pub fn is_difference(self) -> bool {

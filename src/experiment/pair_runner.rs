@@ -1,5 +1,6 @@
 //! Runs cells on a pair of models: attention once, then dropout, fine-tuning and quiz for each cell.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use super::protocol::Protocol;
 use crate::contrast::{Contrast, ModelPair};
 use crate::corpus::{Biographies, Corpus, Document, Templates, VersionOf};
 use crate::error::{Error, Result};
-use crate::evaluate::Quiz;
+use crate::evaluate::{Quiz, check_texts};
 use crate::files::{read_text, write_text};
 use crate::model::{Device, Devices, Model};
 use crate::provenance::content_hash;
@@ -218,9 +219,18 @@ impl Runner for PairRunner {
             heads.check(shape.layers, shape.heads).map_err(|e| Error::model(model.name(), e))?;
         }
         let asked = [&self.report.corpus, &self.tune.corpus];
+        // What a cell does after the attention was measured and others were run must not fail there.
+        let trains = protocol.conditions.iter().any(|condition| condition.trains());
         for &student in &protocol.students {
+            let student = models.student(student)?;
             for corpus in asked.into_iter().filter(|corpus| !corpus.questions.is_empty()) {
-                quiz.check_for(models.student(student)?, corpus)?;
+                quiz.check_for(student, corpus)?;
+                if trains {
+                    protocol.finetune().estimate(student, corpus)?;
+                }
+            }
+            if !self.held_out.is_empty() {
+                check_texts(student, &self.held_out)?;
             }
         }
         Ok(Inputs {
@@ -333,13 +343,16 @@ impl Clock {
     }
 }
 
-/// Of all that decides a cell: what is a version of what matters for packing alone, which no cell uses.
+/// Of all that decides a cell: what is a version of what matters for packing, which no cell uses, and where several texts of one
+/// person are asked about.
 fn corpus_hash(corpus: &Corpus) -> Result<String> {
-    let mut corpus = corpus.clone();
-    for document in &mut corpus.documents {
+    let shared: BTreeMap<&str, &str> =
+        corpus.first_asked().into_iter().filter(|(document, first)| document != first).collect();
+    let mut texts = corpus.clone();
+    for document in &mut texts.documents {
         document.version_of = VersionOf::Itself;
     }
-    hash(&corpus)
+    if shared.is_empty() { hash(&texts) } else { hash(&(texts, shared)) }
 }
 
 fn hash<T: serde::Serialize>(texts: &T) -> Result<String> {

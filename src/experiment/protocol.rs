@@ -231,8 +231,7 @@ impl Protocol {
             "above 0; the paper uses 5e-5 to 1e-3",
         )?;
         for &rate in &self.learning_rates {
-            let method = if self.full_finetuning { Finetune::full() } else { Finetune::lora(self.lora_r) };
-            method.learning_rate(rate).epochs(self.epochs).batch_size(self.batch_size).settings()?;
+            self.finetune().learning_rate(rate).settings()?;
         }
         Augment::random().copies(self.copies).check()?;
         if !(0.0..=1.0).contains(&self.noise) {
@@ -266,6 +265,12 @@ impl Protocol {
         Ok(())
     }
 
+    /// What all cells' trainings have in common.
+    pub(super) fn finetune(&self) -> Finetune {
+        let method = if self.full_finetuning { Finetune::full() } else { Finetune::lora(self.lora_r) };
+        method.epochs(self.epochs).batch_size(self.batch_size)
+    }
+
     /// A guide that no condition follows would go unnoticed, and so would a condition without its guide.
     fn validate_guides(&self) -> Result<()> {
         let follows = |condition| self.conditions.contains(&condition);
@@ -292,6 +297,11 @@ impl Protocol {
             self.large_heads.describe(),
             self.small_heads.describe()
         )
+    }
+
+    /// Whether any condition has options to choose, for which tuning people are needed.
+    pub fn chooses(&self) -> bool {
+        self.conditions.iter().any(|&condition| self.may_choose(condition))
     }
 
     /// Whether `condition` has options of which several values are given.
@@ -344,7 +354,7 @@ impl Protocol {
         let conditions: Vec<&str> = self.conditions.iter().map(|c| c.name()).collect();
         let students: Vec<&str> = self.students.iter().map(|s| s.name()).collect();
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let search = if self.tuning_people > 0 && self.conditions.iter().any(|&c| self.may_choose(c)) {
+        let search = if self.tuning_people > 0 && self.chooses() {
             format!(
                 "alpha of {}, beta of {}, learning rate of {}: chosen on {} other people",
                 list(&self.alphas),

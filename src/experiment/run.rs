@@ -1,6 +1,6 @@
 //! Chooses options, then fills the grid.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,17 @@ pub fn run(protocol: &Protocol, folder: impl AsRef<Path>, runner: &mut dyn Runne
     }
     if let Some(arithmetic) = &inputs.arithmetic {
         provenance = provenance.option("device", arithmetic);
+    }
+    // Finished cells outlive a new version; what they come from is told.
+    let mut others: BTreeMap<String, usize> = BTreeMap::new();
+    for row in rows.iter().chain(&tuning) {
+        *others.entry(row.measured.quiz.provenance.program()).or_default() += 1;
+    }
+    others.remove(&provenance.program());
+    if !others.is_empty() {
+        let others: Vec<String> =
+            others.iter().map(|(program, cells)| format!("{cells} by {program}")).collect();
+        provenance = provenance.option("cells of other versions", others.join(", "));
     }
     Ok(Outcome { protocol: protocol.clone(), rows, tuning, failed: grid.failed, provenance })
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::files::{Locked, clear_leftovers, make_ready, read_text, write_text};
+use crate::files::{Locked, as_read_back, clear_leftovers, make_ready, read_text, write_text};
 use crate::progress::Progress;
 use crate::provenance::content_hash;
 use crate::spread::spread;
@@ -93,9 +93,7 @@ impl Store {
         let entry: Entry<Value, R> = serde_json::from_str(&read_text(&path)?).map_err(|e| {
             Error::format(&path, format!("line {}", e.line()), format!("not a finished cell ({e}); {mend}"))
         })?;
-        // Through text, as the file was: reading may move the last bit of a number.
-        let wanted = serde_json::to_string(cell).map_err(unwritable)?;
-        let wanted: Value = serde_json::from_str(&wanted).map_err(unwritable)?;
+        let wanted = serde_json::to_value(cell).and_then(|cell| as_read_back(&cell)).map_err(unwritable)?;
         if canonical(&entry.cell) != canonical(&wanted) {
             return Err(Error::format(&path, "", format!("holds another cell than its name says; {mend}")));
         }

@@ -181,7 +181,7 @@ fn one(
             .filter(|r| r.cell.student == student && r.cell.condition == condition)
             .flat_map(|r| r.measured.quiz.answers.iter().map(move |a| (r.cell.seed, a)))
             .filter(|(_, a)| inside(a))
-            .filter_map(|(seed, a)| Some((seed, a.document.as_str(), measure.of(a)?)))
+            .filter_map(|(seed, a)| Some((seed, a.cluster(), measure.of(a)?)))
             .collect();
         if !values.is_empty() {
             cells.insert((student, condition), Cells::new(values)?);

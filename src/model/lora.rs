@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// | `r` | 16 | rank | ≥ 1 |
 /// | `lora_alpha` | 16 | the update is scaled by `lora_alpha / r` | > 0 |
 /// | `lora_dropout` | 0 | share of the adapter's inputs set to zero while training | 0 ≤ p < 1 |
-/// | `target_modules` | all seven projections | names of the linear layers adapted | `q_proj` … `down_proj` |
+/// | `target_modules` | all seven projections ([`PAPER_TARGETS`]) | names of the linear layers adapted | `q_proj` … `down_proj` |
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     /// Rank.
@@ -29,7 +29,8 @@ pub struct LoraConfig {
     pub target_modules: Vec<String>,
 }
 
-/// The projections the paper adapts: all of attention and of the MLP, neither embedding nor head.
+/// The projections the paper adapts: all of attention and of the MLP, neither embedding nor head. As targets all seven mean those
+/// that a model has: the MLP of GPT-2 and GPT-NeoX has no gate.
 pub const PAPER_TARGETS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
@@ -109,6 +110,8 @@ pub(super) fn attach(
         trainable.insert(format!("{}.lora_B.weight", linear.name), b);
         Ok(())
     })?;
+    let all = PAPER_TARGETS.iter().all(|target| config.target_modules.iter().any(|named| named == target));
+    unmatched.retain(|target| !(all && PAPER_TARGETS.contains(&target.as_str())));
     if !unmatched.is_empty() {
         return Err(Error::model(
             model,

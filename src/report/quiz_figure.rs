@@ -104,7 +104,7 @@ impl QuizFigure {
             .zip(quizzes)
             .flat_map(|(seed, quiz)| quiz.answers.iter().map(move |answer| (seed, answer)))
             .filter(|(_, answer)| inside(answer))
-            .filter_map(|(seed, answer)| Some((seed, answer.document.as_str(), self.measure.of(answer)?)))
+            .filter_map(|(seed, answer)| Some((seed, answer.cluster(), self.measure.of(answer)?)))
             .collect();
         if values.is_empty() {
             return Ok(None);
@@ -189,6 +189,7 @@ mod tests {
     fn quiz(answers: &[(&str, &str, Option<usize>, f64)]) -> QuizResult {
         let answers = answers.iter().map(|&(document, field, distance, exact_match)| Answer {
             document: document.into(),
+            cluster: None,
             field: field.into(),
             question: String::new(),
             distance,

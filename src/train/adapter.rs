@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::tensors::{self, Values};
@@ -19,6 +19,10 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.model.";
 const BASE_HASH: &str = "cluescope_base_hash";
+
+/// Ways of peft's to begin an adapter that leave the model's weights as they are; others (PiSSA, OLoRA, CorDA, LoftQ) subtract the
+/// beginning from them.
+const KEEPING: [&str; 4] = ["gaussian", "eva", "orthogonal", "default"];
 
 /// A low-rank adapter apart from its model.
 ///
@@ -138,8 +142,8 @@ impl Adapter {
     /// Reads the two PEFT files of `folder`.
     ///
     /// # Errors
-    /// Missing or damaged files, and adapters of a kind this library does not compute (DoRA, rsLoRA, trained biases,
-    /// per-layer ranks), named.
+    /// Missing or damaged files, and adapters of a kind this library does not compute (DoRA, rsLoRA, aLoRA, PiSSA and others that
+    /// change the model's own weights, trained biases, per-layer ranks), named.
     pub fn load(folder: impl AsRef<Path>) -> Result<Adapter> {
         let folder = folder.as_ref();
         let path = folder.join(CONFIG);
@@ -156,7 +160,13 @@ impl Adapter {
                     format!("not a LoRA matrix of a Llama-like model ({PREFIX}layers.N.….lora_A.weight)");
                 return Err(Error::format(&path, format!("tensor {name}"), message));
             };
-            tensors.extend(stored.tensor(name)?.map(|tensor| (short.to_string(), tensor)));
+            let Some((shape, values)) = stored.tensor(name)? else { continue };
+            let rank = if short.ends_with(".lora_A.weight") { shape.first() } else { shape.get(1) };
+            if shape.len() != 2 || rank != Some(&lora.r) {
+                let message = format!("{shape:?} does not go with the rank of {CONFIG}, r = {}", lora.r);
+                return Err(Error::format(&path, format!("tensor {name}"), message));
+            }
+            tensors.insert(short.to_string(), (shape, values));
         }
         Ok(Adapter {
             config: lora,
@@ -189,39 +199,47 @@ impl Adapter {
             ));
         }
         Self::check_names(model)?;
-        let adapted = model.with_lora(&self.config, 0)?;
-        for (name, variable) in adapted.trainable() {
-            self.set(model, name, variable)?;
+        // First of rank 1: how much is allocated must not follow a number of a file that its tensors do not bear out.
+        let places = model.with_lora(&LoraConfig { r: 1, ..self.config.clone() }, 0)?;
+        for (name, place) in places.trainable() {
+            self.check_shape(model, name, place.dims())?;
         }
-        if let Some(extra) = self.tensors.keys().find(|name| !adapted.trainable().contains_key(*name)) {
+        if let Some(extra) = self.tensors.keys().find(|name| !places.trainable().contains_key(*name)) {
             return Err(Error::model(
                 model.name(),
                 format!("the adapter's {extra} has no place in this model"),
             ));
         }
-        let hash = super::trained_hash(model.hash(), &adapted)?;
+        let adapted = model.with_lora(&self.config, 0)?;
+        for (name, variable) in adapted.trainable() {
+            if let Some((shape, values)) = self.tensors.get(name) {
+                variable.set(&Tensor::from_vec(values.clone(), shape.as_slice(), variable.device())?)?;
+            }
+        }
+        let hash = super::trained_hash(model.hash(), &adapted, Some(&self.config))?;
         Ok(adapted.renamed(format!("{}+lora", model.name()), hash))
     }
 
-    fn set(&self, model: &Model, name: &str, variable: &Var) -> Result<()> {
-        let Some((shape, values)) = self.tensors.get(name) else {
+    /// `place` is the shape of the matrix `name` in an adapter of rank 1.
+    fn check_shape(&self, model: &Model, name: &str, place: &[usize]) -> Result<()> {
+        let Some((shape, _)) = self.tensors.get(name) else {
             return Err(Error::model(
                 model.name(),
                 format!("the adapter for {} lacks {name}", self.base_model),
             ));
         };
-        if shape != variable.dims() {
-            return Err(Error::model(
-                model.name(),
-                format!(
-                    "the adapter's {name} is {shape:?}, this model needs {:?}; it belongs to {}",
-                    variable.dims(),
-                    self.base_model
-                ),
-            ));
+        let mut needed = place.to_vec();
+        needed[if name.ends_with(".lora_A.weight") { 0 } else { 1 }] = self.config.r;
+        if *shape == needed {
+            return Ok(());
         }
-        variable.set(&Tensor::from_vec(values.clone(), shape.as_slice(), variable.device())?)?;
-        Ok(())
+        Err(Error::model(
+            model.name(),
+            format!(
+                "the adapter's {name} is {shape:?}, this model needs {needed:?}; it belongs to {}",
+                self.base_model
+            ),
+        ))
     }
 
     /// The same adapter declared to be for `model`: for weights that are the same in another format, such as a GGUF file
@@ -269,6 +287,21 @@ fn read_config(path: &Path, config: &Value) -> Result<LoraConfig> {
             return Err(wrong(key, "set; only one rank for all layers can be read".into()));
         }
     }
+    let start = &config["init_lora_weights"];
+    if !(start.is_null() || start.is_boolean() || start.as_str().is_some_and(|name| KEEPING.contains(&name)))
+    {
+        let message = format!(
+            "{start}; such an adapter is for weights that peft has changed: save it there converted to plain LoRA \
+             (path_initial_model_for_weight_conversion)"
+        );
+        return Err(wrong("init_lora_weights", message));
+    }
+    if !config["alora_invocation_tokens"].is_null() {
+        return Err(wrong(
+            "alora_invocation_tokens",
+            "set; only adapters of every token can be computed".into(),
+        ));
+    }
     let r = config["r"].as_u64().ok_or_else(|| wrong("r", "missing or not a whole number".into()))?;
     let lora_alpha =
         config["lora_alpha"].as_f64().ok_or_else(|| wrong("lora_alpha", "missing or not a number".into()))?;
@@ -302,12 +335,20 @@ mod tests {
         let lora = read_config(Path::new("c"), &good).unwrap();
         assert_eq!((lora.r, lora.lora_alpha, lora.lora_dropout), (4, 8.0, 0.0));
         assert_eq!(lora.target_modules, ["q_proj", "v_proj"]);
+        for begun in [json!(null), json!(true), json!(false), json!("gaussian"), json!("eva")] {
+            let mut config = good.clone();
+            config["init_lora_weights"] = begun;
+            assert_eq!(read_config(Path::new("c"), &config).unwrap(), lora);
+        }
         let cases = [
             ("peft_type", json!("IA3")),
             ("use_dora", json!(true)),
             ("bias", json!("all")),
             ("rank_pattern", json!({"q_proj": 8})),
             ("r", json!("4")),
+            ("init_lora_weights", json!("pissa_niter_16")),
+            ("init_lora_weights", json!("olora")),
+            ("alora_invocation_tokens", json!([1, 2])),
             ("target_modules", json!(".*q_proj")),
         ];
         for (key, value) in cases {

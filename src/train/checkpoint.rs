@@ -16,7 +16,7 @@ use super::evaluation::Evaluation;
 use super::optimizer::{AdamW, AdamWConfig, Moments};
 use super::tensors::{self, Stored, Values};
 use crate::error::{Error, Result};
-use crate::files::Locked;
+use crate::files::{Locked, as_read_back};
 use crate::model::Model;
 
 /// Identifies a run: only the same run may go on from its checkpoint.
@@ -28,6 +28,9 @@ pub(super) struct Identity {
     pub(super) model: String,
     /// That model's content hash.
     pub(super) model_hash: String,
+    /// This program's version, and those of the crates that decide numbers; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<String>,
     /// Where it computes and in which type, unless on the CPU in f32: other numbers end in another model.
     #[serde(default)]
     pub(super) arithmetic: Option<String>,
@@ -110,6 +113,22 @@ impl From<Bits> for History {
             evaluations: bits.evaluations.into_iter().map(evaluation).collect(),
         }
     }
+}
+
+/// Steps whose records surely fit into the header of a safetensors file, which may have 100 MB: a hundred bytes each, and half as
+/// many for an evaluation after each.
+const MOST_STEPS: usize = 600_000;
+
+/// Refuses a run whose state could not be read back.
+///
+/// # Errors
+/// [`Error::Option`] for too many steps.
+pub(super) fn check_steps(steps: usize) -> Result<()> {
+    if steps <= MOST_STEPS {
+        return Ok(());
+    }
+    let allowed = format!("at most {MOST_STEPS} with a checkpoint, which records them all");
+    Err(Error::option("steps", steps, allowed))
 }
 
 const VERSION: u32 = 2;
@@ -260,7 +279,8 @@ fn check(path: &Path, version: u32, was: &Identity, now: &Identity) -> Result<()
         let message = format!("checkpoint version {version}; this program reads version {VERSION}");
         return Err(Error::format(path, "header", message));
     }
-    match was.difference(now) {
+    let settings = as_read_back(&now.settings).map_err(|e| Error::format(path, "settings", e))?;
+    match was.difference(&Identity { settings, ..now.clone() }) {
         None => Ok(()),
         Some(difference) => {
             let message = format!(
@@ -286,7 +306,7 @@ fn take(path: &Path, stored: &Stored, name: &str, count: usize) -> Result<Vec<f3
 }
 
 impl Identity {
-    /// In words, the first thing that is not the same.
+    /// In words, the first thing that is not the same as `now`, whose settings were [read back](as_read_back) too.
     fn difference(&self, now: &Identity) -> Option<String> {
         if self.kind != now.kind {
             return Some(format!("it was {}, now it is {}", self.kind, now.kind));
@@ -296,6 +316,11 @@ impl Identity {
                 "its model is {} (content {}), now it is {} (content {})",
                 self.model, self.model_hash, now.model, now.model_hash
             ));
+        }
+        if let (Some(was), Some(is)) = (&self.program, &now.program)
+            && was != is
+        {
+            return Some(format!("it was computed by {was}, now it is {is}"));
         }
         if self.arithmetic != now.arithmetic {
             let [was, is] = [self, now].map(|run| run.arithmetic.as_deref().unwrap_or("cpu f32"));
@@ -350,6 +375,25 @@ mod tests {
         let there = model.to_device(&Device::tensors(DType::F32)).unwrap();
         let message = run(&there).unwrap_err().to_string();
         assert!(message.contains("it was computed in cpu f32, now it is cpu tensors f32"), "{message}");
+    }
+
+    #[test]
+    fn a_run_does_not_go_on_under_another_version() {
+        let run = |program: Option<&str>| Identity {
+            kind: "fine-tuning".into(),
+            model: "m".into(),
+            model_hash: "1".into(),
+            program: program.map(String::from),
+            arithmetic: None,
+            data: "2".into(),
+            held_out: String::new(),
+            settings: serde_json::Value::Null,
+        };
+        let now = run(Some("cluescope 2"));
+        // An older file does not tell.
+        assert_eq!([run(None), now.clone()].map(|was| was.difference(&now)), [None, None]);
+        let difference = run(Some("cluescope 1")).difference(&now).unwrap();
+        assert_eq!(difference, "it was computed by cluescope 1, now it is cluescope 2");
     }
 
     #[test]

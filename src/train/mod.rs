@@ -35,11 +35,12 @@ pub use trainer::{EpochRecord, Run};
 pub use crate::model::PAPER_TARGETS;
 
 use crate::error::Result;
-use crate::model::{Model, with_values};
+use crate::model::{LoraConfig, Model, with_values};
 use crate::provenance::content_hash;
 
-/// The content hash of a model whose trainable tensors moved away from `base`.
-fn trained_hash(base: &str, model: &Model) -> Result<String> {
+/// The content hash of a model whose trainable tensors moved away from `base`: those of an adapter, which counts by its scale
+/// too, or all weights.
+fn trained_hash(base: &str, model: &Model, adapter: Option<&LoraConfig>) -> Result<String> {
     let mut failure = None;
     // One tensor after the other: after full fine-tuning all of them together are as large as the model.
     let tensors = model.trainable().iter().flat_map(|(name, variable)| {
@@ -50,7 +51,8 @@ fn trained_hash(base: &str, model: &Model) -> Result<String> {
         });
         [name.as_bytes().to_vec(), bytes]
     });
-    let hash = content_hash(std::iter::once(base.as_bytes().to_vec()).chain(tensors));
+    let scale = adapter.map(|lora| format!("lora_alpha {} r {}", lora.lora_alpha, lora.r).into_bytes());
+    let hash = content_hash(std::iter::once(base.as_bytes().to_vec()).chain(scale).chain(tensors));
     match failure {
         Some(error) => Err(error),
         None => Ok(hash),

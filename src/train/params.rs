@@ -300,7 +300,7 @@ impl Finetune {
         self
     }
 
-    /// Saves the run's state to `folder`, and goes on from there when it holds the state of the same run.
+    /// Saves the run's state to `folder`, and goes on from there when it holds the state of the same run by the same version.
     pub fn checkpoint(mut self, folder: impl AsRef<Path>) -> Self {
         self.checkpoint = Some(folder.as_ref().to_path_buf());
         self

@@ -12,10 +12,10 @@ use super::lessons::{Lesson, Lessons, Mixture, SPLIT};
 use super::optimizer::AdamWConfig;
 use super::schedule::{LearningRate, Schedule, warmup_steps};
 use crate::error::{Error, Result};
-use crate::files::{self, make_ready, read_text, save_every, write_text};
+use crate::files::{self, as_read_back, make_ready, read_text, save_every, write_text};
 use crate::model::{Batch, DecoderConfig, Device, Model, Position};
 use crate::progress::Progress;
-use crate::provenance::content_hash;
+use crate::provenance::{content_hash, program};
 use crate::tokens::Tokenizer;
 
 /// Which of a pair.
@@ -184,6 +184,7 @@ impl Recipe {
             ("tokenizer_texts", self.tokenizer_texts, 1),
             ("vocab_size", self.vocab_size, 257),
         ];
+        checkpoint::check_steps(self.steps)?;
         if self.look_back_heads > self.heads {
             return Err(Error::option(
                 "look_back_heads",
@@ -268,7 +269,8 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
     make_ready(&folder, 0)?;
     let mut lessons = Lessons::new(&recipe.mixture, recipe.seed)?;
     let report_path = folder.join("pretraining.json");
-    let finished = read_report(&report_path).filter(|report| report.recipe == *recipe);
+    let wanted = as_read_back(recipe).map_err(|e| Error::format(&report_path, "recipe", e))?;
+    let finished = read_report(&report_path).filter(|report| report.recipe == wanted);
     // The last of a chain answers for it: the earlier models may be gone.
     if let Some(report) = finished.as_ref().filter(|report| report.recipe.before.is_some()) {
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
@@ -315,6 +317,7 @@ pub fn pretrain(recipe: &Recipe, out: impl AsRef<Path>) -> Result<Pretrained> {
         kind: "pretraining".into(),
         model: base.name().into(),
         model_hash: base.hash().into(),
+        program: Some(program()),
         arithmetic: base.device().noted_arithmetic(),
         data: texts.clone(),
         held_out: String::new(),
@@ -427,7 +430,8 @@ fn train(
     let (save_every, mut saved) = (save_every()?, Instant::now());
     let mut smooth = None;
     let probe = lessons.probe(tokenizer, PROBE_TEXTS)?;
-    let mut answers = String::new();
+    // The last step of an earlier life may have been interrupted in its look.
+    look(recipe, &engine.model, &probe, history)?;
     for step in history.steps.len() + 1..=recipe.steps {
         let done = (step - 1) as f64 / recipe.steps as f64;
         let first = (step - 1) as u64 * recipe.batch_size as u64;
@@ -455,11 +459,8 @@ fn train(
         progress.work(record.tokens as u64, "tokens");
         curve(&record);
         history.steps.push(record);
-        if step % PROBE_STEPS == 0 || step == recipe.steps {
-            let loss = probe_loss(&engine.model, &probe)?;
-            history.probes.push((step, loss));
-            answers = format!(", answers {loss:.3}");
-        }
+        look(recipe, &engine.model, &probe, history)?;
+        let answers = history.probes.last().map_or(String::new(), |(_, loss)| format!(", answers {loss:.3}"));
         progress.note(format!("loss {mean:.3}{answers}, rate {learning_rate:.2e}"));
         if saved.elapsed() >= save_every {
             save(engine, history)?;
@@ -470,8 +471,61 @@ fn train(
     Ok(())
 }
 
+/// Looks at how well the model reads, where that is due after the last step and not done yet.
+fn look(recipe: &Recipe, model: &Model, probe: &[Lesson], history: &mut History) -> Result<()> {
+    let step = history.steps.len();
+    let due = step > 0 && (step.is_multiple_of(PROBE_STEPS) || step == recipe.steps);
+    if due && history.probes.last().is_none_or(|(last, _)| *last < step) {
+        history.probes.push((step, probe_loss(model, probe)?));
+    }
+    Ok(())
+}
+
 fn probe_loss(model: &Model, probe: &[Lesson]) -> Result<f64> {
     let texts: Vec<&[u32]> = probe.iter().map(|lesson| lesson.ids.as_slice()).collect();
     let targets: Vec<Option<u32>> = probe.iter().flat_map(|lesson| lesson.targets.iter().copied()).collect();
     Ok(f64::from(model.loss(&Batch::new(&texts), &targets)?.to_scalar::<f32>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toy() -> Recipe {
+        let nano = Recipe::nano(Size::Small);
+        Recipe {
+            steps: 2,
+            tokenizer_texts: 60,
+            vocab_size: 400,
+            batch_size: 2,
+            layers: 1,
+            hidden_size: 32,
+            heads: 2,
+            intermediate_size: 48,
+            mixture: Mixture { residents: 8, ..nano.mixture },
+            ..nano
+        }
+    }
+
+    /// Ctrl-C in the look leaves a step that is recorded and a look that is not.
+    #[test]
+    fn an_interrupted_look_is_made_up_for() {
+        let recipe = toy();
+        let mut lessons = Lessons::new(&recipe.mixture, recipe.seed).unwrap();
+        let sample = lessons.sample(recipe.tokenizer_texts).unwrap();
+        let tokenizer = Tokenizer::train_bpe(sample.iter().map(String::as_str), recipe.vocab_size).unwrap();
+        let model = Model::random("toy", recipe.config(&tokenizer), tokenizer.clone(), 1).unwrap();
+        let options = Options { max_grad_norm: 1.0, gradient_checkpointing: false, seed: 1 };
+        let mut engine = Engine::new(model.with_trainable_weights().unwrap(), recipe.adamw, options);
+        let mut history = History::default();
+        let mut go_on = |history: &mut History| {
+            train(&recipe, &mut engine, &mut lessons, &tokenizer, history, &mut |_, _| Ok(())).unwrap();
+        };
+        go_on(&mut history);
+        let whole = history.clone();
+        assert_eq!((whole.steps.len(), whole.probes.len()), (2, 1));
+        history.probes.clear();
+        go_on(&mut history);
+        assert_eq!(history, whole);
+    }
 }

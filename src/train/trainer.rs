@@ -21,7 +21,7 @@ use crate::files::{make_ready, save_every};
 use crate::memory;
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::provenance::Provenance;
+use crate::provenance::{Provenance, program};
 
 /// A finished fine-tuning run.
 #[derive(Debug, Clone)]
@@ -121,6 +121,10 @@ impl Model {
         let prepared = prepare(self, corpus, &settings)?;
         let held_out =
             finetune.evaluation.as_ref().map(|texts| HeldOut::new(texts, self, &settings)).transpose()?;
+        let plan = Plan::new(&settings, &prepared.examples);
+        if finetune.checkpoint.is_some() {
+            checkpoint::check_steps(plan.total)?;
+        }
         let estimate = MemoryEstimate::new(self, &settings, &prepared.examples)?;
         let model = match &settings.method {
             Method::Lora(lora) => self.with_lora(lora, settings.seed)?,
@@ -131,6 +135,7 @@ impl Model {
             kind: "fine-tuning".into(),
             model: self.name().into(),
             model_hash: self.hash().into(),
+            program: Some(program()),
             arithmetic: self.device().noted_arithmetic(),
             data: prepared.hash(settings.packing),
             held_out: held_out.as_ref().map(HeldOut::hash).unwrap_or_default(),
@@ -149,7 +154,7 @@ impl Model {
             finetune.logging_dir.as_ref().map(|folder| Events::create(folder, history.steps.len() + 1));
         let mut training = Training {
             save_every: finetune.save_every.map_or_else(save_every, Ok)?,
-            plan: Plan::new(&settings, &prepared.examples),
+            plan,
             examples: &prepared.examples,
             held_out,
             finetune: &finetune,
@@ -166,8 +171,11 @@ impl Model {
         outcome?;
         let step = training.choose(&engine.model, &history)?;
         drop(locked);
-        let suffix = if matches!(settings.method, Method::Full) { "full" } else { "lora" };
-        let hash = super::trained_hash(self.hash(), &engine.model)?;
+        let (suffix, adapter) = match &settings.method {
+            Method::Lora(lora) => ("lora", Some(lora)),
+            Method::Full => ("full", None),
+        };
+        let hash = super::trained_hash(self.hash(), &engine.model, adapter)?;
         let provenance = provenance(self, &settings, &identity)?;
         Ok(Run {
             model: engine.model.renamed(format!("{}+{suffix}", self.name()), hash),
@@ -405,6 +413,8 @@ fn disturb(pass: &mut Pass, batch: &[usize], noise: &Denoise, epoch: usize, mode
     for (ids, &text) in pass.texts.iter_mut().zip(batch) {
         // A start token is no part of the text.
         let special = [ids.first().copied() == model.tokenizer().bos()];
-        *ids = noise.inputs(ids, &special, model.tokenizer().vocab_size(), text as u64, epoch as u64);
+        // Gemma 3's tokenizer has a token more than the model has embeddings, most others fewer.
+        let vocabulary = model.tokenizer().vocab_size().min(model.config().vocab_size);
+        *ids = noise.inputs(ids, &special, vocabulary, text as u64, epoch as u64);
     }
 }

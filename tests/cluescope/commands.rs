@@ -406,9 +406,9 @@ fn adapters_without_a_peft_form_become_a_merged_model() {
         (Model::load(base[2]).unwrap(), Model::load(at.join("run/model").to_str().unwrap()).unwrap());
     assert_eq!(before.config(), after.config());
     assert_ne!(before.hash(), after.hash());
-    let message = bad(at, &[&base[..], &["--out", "none"]].concat());
+    let message = bad(at, &[&base[..], &["--target-modules", "c_attn", "--out", "none"]].concat());
     assert!(
-        message.contains("gate_proj name no linear layer") && message.contains("it has down_proj"),
+        message.contains("c_attn name no linear layer") && message.contains("it has down_proj"),
         "{message}"
     );
     assert!(!at.join("none/checkpoint.safetensors").exists(), "nothing was trained");
@@ -480,7 +480,24 @@ fn guides_are_chosen_by_the_same_options_everywhere() {
     assert!(message.contains("heads = all: layers or heads of at least one model"), "{message}");
     let message = bad("--large-heads 9.0 --out bad");
     assert!(message.contains("heads = heads 9.0: at least one, layers 0 to"), "{message}");
-    assert!(bad("--noise 0.3 --out bad").contains("--noise = 0.3: left out, unless denoising"));
+    assert!(bad("--noise 0.3 --out bad").contains("--noise = given: left out, unless denoising"));
+    for (rest, said) in [
+        (
+            "--conditions untrained,plain --alpha 0.9",
+            "--alpha = given: left out, unless a condition drops tokens",
+        ),
+        ("--conditions plain,random --beta 1", "--beta = given"),
+        ("--conditions plain,plain_equal_steps --lr 1e-3,2e-3 --tuning-people 0 --beta 1", "--beta = given"),
+        ("--conditions untrained,plain", "--copies = given"),
+        (
+            "--conditions random --tuning-people 4",
+            "--tuning-people = given: left out, unless a condition has several",
+        ),
+        ("--conditions untrained,random --alpha 0.6,0.7", "one value, or --tuning-people"),
+    ] {
+        let message = bad(&format!("{rest} --out bad"));
+        assert!(message.contains(said), "{rest}: {message}");
+    }
     // A minus is no option's beginning.
     assert!(bad("--alpha -0.1 --out bad").contains("alphas = -0.1: from 0 to 1"));
     let message = bad("--guide-probe weight city --out bad");
@@ -601,4 +618,16 @@ fn names_that_are_not_unicode_are_no_reason_to_stop() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let first = std::fs::read_to_string(at.join("own.jsonl")).unwrap();
     assert!(first.contains("--corpus 'people\u{fffd}.jsonl'"), "the command is told as well as it can be");
+}
+
+/// The name of the result is looked at before anything is read or made.
+#[test]
+fn a_name_that_cannot_be_written_is_told_first() {
+    let folder = workplace();
+    for words in
+        ["biographies 10000000 --out people.xlsx", "augment plain --corpus missing.jsonl --out texts.xlsx"]
+    {
+        let message = bad(folder.path(), &words.split(' ').collect::<Vec<_>>());
+        assert!(message.contains(".xlsx: extension \"xlsx\"; known: .csv"), "{words}: {message}");
+    }
 }

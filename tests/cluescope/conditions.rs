@@ -239,3 +239,80 @@ fn what_cannot_work_fails_before_models_are_loaded() {
     assert!(message.contains("100 positions of short"), "{message}");
     assert_eq!(std::fs::read_dir(folder.path().join("scratch")).unwrap().count(), 0);
 }
+
+/// A student whose MLP has no gate takes the default adapter, and what the training or the perplexity of a cell would stumble over
+/// is told before any cell is run.
+#[test]
+fn a_cell_that_cannot_be_run_stops_the_experiment_at_its_start() {
+    let toys = toys();
+    let tokenizer = toys.pair.small.tokenizer().clone();
+    let llama = |positions| DecoderConfig::llama(tokenizer.vocab_size(), 16, 1, 2, 2, 32, positions);
+    let with = |config| {
+        let small = Model::random("student", config, tokenizer.clone(), 1).unwrap();
+        PairRunner::new(ModelPair::new(small, toys.pair.large.clone()))
+    };
+    let two = Protocol { conditions: vec![Condition::Untrained, Condition::Plain], ..tiny() };
+    let folder = tempfile::tempdir().unwrap();
+    let ungated = DecoderConfig { mlp: cluescope::model::Mlp::Plain, ..llama(512) };
+    assert_eq!(run(&two, folder.path(), &mut with(ungated)).unwrap().rows.len(), 2);
+
+    let people = Biographies::new(2).seed(3).generate().unwrap();
+    let two = Protocol { people: 2, ..two };
+    let mut long = people.clone();
+    long.documents[0].text = long.documents[0].text.repeat(9);
+    let unread = vec![cluescope::corpus::Document::new("a", "", vec![])];
+    for (reported, held_out, said) in [
+        (long, Vec::new(), "max_length = 1024: at most 300 for student"),
+        (people, unread, "perplexity: no text of two tokens or more"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut runner = with(llama(300)).texts(reported, Corpus::default(), held_out);
+        let message = run(&two, folder.path(), &mut runner).unwrap_err().to_string();
+        assert!(message.contains(said), "{message}");
+        assert!(files(folder.path()).is_empty(), "{said}: a cell was run");
+    }
+}
+
+/// What names the cells of generated people must not change from one version to the next: users have finished ones.
+#[test]
+fn cells_of_generated_people_keep_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let all =
+        Protocol { texts: Texts::Permuted, per_person: 2, conditions: vec![Condition::Untrained], ..tiny() };
+    let outcome = run(&all, folder.path(), &mut PairRunner::new(toys().pair)).unwrap();
+    let cell = &outcome.rows[0].cell;
+    assert_eq!([cell.corpus.as_str(), cell.held_out.as_str()], ["9bda90df71c5745a", "13d3165710f8ab07"]);
+    assert!(outcome.rows[0].measured.quiz.answers.iter().all(|answer| answer.cluster.is_none()));
+}
+
+/// Several texts of one person that are all asked about: cells of such texts were computed with another idea of who is whom.
+#[test]
+fn cells_know_whose_texts_they_are() {
+    let people = Biographies::new(3).seed(3).generate().unwrap();
+    let mut several = people.clone();
+    for (document, question) in [(0, 0), (1, 5)] {
+        let mut second = people.documents[document].clone();
+        second.id = format!("other {document}");
+        let mut asked = people.questions[question].clone();
+        asked.document.clone_from(&second.id);
+        several.documents.push(second);
+        several.questions.push(asked);
+    }
+    let two = Protocol { conditions: vec![Condition::Untrained], people: 3, held_out: 0, ..tiny() };
+    let outcome = |corpus: &Corpus| {
+        let mut runner = PairRunner::new(toys().pair).texts(corpus.clone(), Corpus::default(), Vec::new());
+        run(&two, tempfile::tempdir().unwrap().path(), &mut runner).unwrap()
+    };
+    let found = outcome(&several);
+    let summary = found.summary(&Bootstrap::default()).unwrap();
+    assert_eq!(summary[0].value.persons, 3);
+    // As if they were of others.
+    let mut strangers = several.clone();
+    for (i, document) in strangers.documents[3..].iter_mut().enumerate() {
+        for span in document.spans.iter_mut().filter(|span| span.field == "name") {
+            span.field = format!("stranger {i}");
+        }
+    }
+    let summary = outcome(&strangers).summary(&Bootstrap::default()).unwrap();
+    assert_eq!(summary[0].value.persons, 5);
+}

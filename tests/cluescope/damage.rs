@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use cluescope::model::Model;
+use cluescope::train::Adapter;
 use serde_json::{Value, json};
 
 use crate::families::{fixture, load};
@@ -114,9 +115,14 @@ fn child_of_the_damage_test() {
     let mut noise = Noise(2024);
     let mut failed = 0;
     let mut total = 0;
+    let adapted = load(&fixture("qwen2"));
     let mut attempt = |path: &Path, model: &Path, bytes: &[u8], what: &str| {
         std::fs::write(path, bytes).unwrap();
-        let outcome = catch_unwind(AssertUnwindSafe(|| Model::load(model.to_str().unwrap()).map(|_| ())));
+        let read = || match what.contains("adapter") {
+            true => Adapter::load(model)?.for_model(&adapted).apply(&adapted).map(|_| ()),
+            false => Model::load(model.to_str().unwrap()).map(|_| ()),
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(read));
         total += 1;
         match outcome {
             Ok(Ok(())) => {}
@@ -137,6 +143,8 @@ fn child_of_the_damage_test() {
         ("gpt2", "config.json"),
         ("llama2", "tokenizer.json"),
         ("smollm2-sharded", "model.safetensors.index.json"),
+        ("../training/qwen2-adapter-first", "adapter_config.json"),
+        ("../training/qwen2-adapter-first", "adapter_model.safetensors"),
     ] {
         let folder = copy(name);
         let path = folder.path().join(file);
@@ -145,7 +153,9 @@ fn child_of_the_damage_test() {
         // Binary files are damaged where their structure is: in the header.
         let reach = match file {
             "model.gguf" => sound.len().min(24_000),
-            "model.safetensors" => 8 + u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize,
+            "model.safetensors" | "adapter_model.safetensors" => {
+                8 + u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize
+            }
             _ => sound.len(),
         };
         for round in 0..60 {

@@ -236,6 +236,29 @@ fn a_quiz_scores_grades_and_keeps_everything() {
     assert_eq!(again, result, "a saved result reads back the same");
 }
 
+/// Two texts of one person, by what they are versions of: one cluster, and neither is an example or a distractor for the other.
+#[test]
+fn texts_of_one_person_belong_together() {
+    let mut corpus = people();
+    let mut second = Document::new("Ada again", "Ada was.", vec![]);
+    second.version_of = cluescope::corpus::VersionOf::Of("Ada".into());
+    corpus.documents.push(second);
+    corpus.questions.push(question("Ada again", "city", "Bergen", 40));
+    corpus.examples.truncate(2);
+    corpus.examples.push(question("Ada", "city", "Oslo", 0));
+    let result = quiz(&Parrot::new(&[]), &corpus, &Quiz::few_shot(1).distractors(9)).unwrap();
+    let again = &result.answers[6];
+    assert!(!again.prompt.contains("Oslo"), "{}", again.prompt);
+    assert_eq!((again.document.as_str(), again.cluster()), ("Ada again", "Ada"));
+    let offered = |i: usize| result.answers[i].choices.iter().map(|c| c.answer.as_str()).collect::<Vec<_>>();
+    assert!(!offered(0).contains(&"Bergen"), "{:?}", offered(0));
+    assert!(offered(2).contains(&"Bergen"), "{:?}", offered(2));
+    let cells = result.cells(0, |answer| Some(answer.exact_match)).unwrap();
+    assert_eq!(Bootstrap::default().mean(&cells).unwrap().persons, 3);
+    // Ada has no example of the field but those about herself.
+    assert_eq!(Quiz::most_examples(&corpus), 1);
+}
+
 #[test]
 fn distractors_follow_the_seed_and_are_never_right() {
     let mut corpus = people();

@@ -71,6 +71,7 @@ impl Runner for Formula {
                 let choice = |text: &str, log_prob| Choice { answer: text.into(), log_prob, tokens: 3 };
                 answers.push(Answer {
                     document: format!("{people} {p}"),
+                    cluster: None,
                     field: (*field).into(),
                     question: "?".into(),
                     distance: Some(distance),
@@ -437,4 +438,22 @@ fn differences_without_a_common_seed_are_left_out() {
         .map(ToString::to_string)
         .collect();
     assert!(text.contains("0 (2 failed)"), "{text}");
+}
+
+/// Finished cells are kept from version to version, and said to be of which.
+#[test]
+fn cells_of_another_version_are_kept_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Protocol { people: 2, tuning_people: 0, seeds: vec![1], ..protocol() };
+    let first = run(&small, folder.path(), &mut Formula::new()).unwrap();
+    assert!(!first.provenance.options.contains_key("cells of other versions"));
+    let name = files(folder.path()).into_iter().next().unwrap();
+    crate::loading::edit(&folder.path().join("cells").join(format!("{name}.json")), |cell| {
+        cell["result"]["quiz"]["provenance"]["cluescope"] = "0.0.1".into();
+    });
+    let mut again = Formula::new();
+    let told = run(&small, folder.path(), &mut again).unwrap();
+    assert!(again.cells.is_empty());
+    let others = &told.provenance.options["cells of other versions"];
+    assert!(others.starts_with("1 by cluescope 0.0.1 (candle-core "), "{others}");
 }

@@ -358,6 +358,49 @@ fn another_run_is_refused_by_what_differs() {
     }
 }
 
+/// JSON moves the last bit of some numbers; neither a run nor a finished model is another for that.
+#[test]
+fn settings_of_many_digits_are_known_again() {
+    let model = tiny();
+    for (alpha, dropout) in [(3.9, 0.03), (16.0, 0.07), (0.7, 0.0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = short(Finetune::lora(4).lora_alpha(alpha).lora_dropout(dropout)).checkpoint(folder.path());
+        let first = model.finetune(&corpus(8), run.clone()).unwrap();
+        assert_eq!(bits(&model.finetune(&corpus(8), run).unwrap()), bits(&first), "{alpha}, {dropout}");
+    }
+    let read_back = |x: &f64| serde_json::from_str::<f64>(&serde_json::to_string(x).unwrap()).unwrap();
+    let rate = (1..10_000).map(|i| 1e-3 / f64::from(i)).find(|x| read_back(x) != *x).unwrap();
+    let nano = Recipe::nano(Size::Small);
+    let recipe = Recipe {
+        steps: 2,
+        tokenizer_texts: 60,
+        vocab_size: 400,
+        batch_size: 2,
+        layers: 1,
+        hidden_size: 64,
+        intermediate_size: 128,
+        learning_rate: rate,
+        mixture: Mixture { residents: 8, echo_share: 0.0, ..nano.mixture },
+        ..nano
+    };
+    let folder = tempfile::tempdir().unwrap();
+    pretrain(&recipe, folder.path()).unwrap();
+    let weights = folder.path().join("nano-small/model.safetensors");
+    let written = || std::fs::metadata(&weights).unwrap().modified().unwrap();
+    let first = written();
+    pretrain(&recipe, folder.path()).unwrap();
+    assert_eq!(written(), first, "a finished model is not trained again");
+}
+
+#[test]
+fn a_checkpoint_too_large_to_be_read_is_refused_before_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = short(Finetune::lora(2)).max_steps(600_001).checkpoint(folder.path());
+    let message = tiny().finetune(&corpus(8), long).unwrap_err().to_string();
+    assert!(message.contains("steps = 600001: at most 600000 with a checkpoint"), "{message}");
+    assert!(!folder.path().join("checkpoint.safetensors").exists());
+}
+
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let model = tiny();
@@ -389,6 +432,22 @@ fn noise_is_in_the_input_alone_and_follows_the_seed() {
         .unwrap();
     let (first, last) = (losses.steps[0].loss, losses.steps[losses.steps.len() - 1].loss);
     assert!(last < 0.6 * first, "{first} to {last}");
+}
+
+/// As Gemma 3's: the tokenizer knows a token that the model has no embedding for.
+#[test]
+fn noise_is_of_tokens_that_the_model_has() {
+    let folder = crate::loading::copy("gemma3");
+    crate::loading::edit(&folder.path().join("tokenizer.json"), |tokenizer| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let mut extra = added[0].clone();
+        (extra["id"], extra["content"]) = (427.into(), "<image_soft_token>".into());
+        added.push(extra);
+    });
+    let model = crate::families::load(folder.path());
+    assert_eq!((model.tokenizer().vocab_size(), model.config().vocab_size), (428, 427));
+    let noisy = Finetune::lora(2).epochs(20).max_length(32).denoise(1.0);
+    model.finetune(&corpus(8), noisy).unwrap();
 }
 
 #[test]
@@ -588,9 +647,42 @@ fn an_adapter_makes_the_round_trip_and_fits_only_its_model() {
         let values = |v: &Var| v.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(variable), values(&applied.trainable()[name]), "{name}");
     }
+    // Another scale is another model: what is kept of one must not stand for the other.
+    let mut louder = loaded.clone();
+    louder.config.lora_alpha *= 2.0;
+    assert_ne!(louder.apply(&model).unwrap().hash(), applied.hash());
     // The same shapes, other weights.
     let other = Model::random("other", model.config().clone(), model.tokenizer().clone(), 2).unwrap();
     let message = loaded.apply(&other).unwrap_err().to_string();
     assert!(message.starts_with("other: ") && message.contains("trained on tiny"), "{message}");
     loaded.for_model(&other).apply(&other).unwrap();
+}
+
+#[test]
+fn a_rank_that_no_tensor_has_is_refused_before_memory_is_taken() {
+    let model = tiny();
+    let run = model.finetune(&corpus(16), short(Finetune::lora(4))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run.adapter().unwrap().save(folder.path()).unwrap();
+    let mut adapter = Adapter::load(folder.path()).unwrap();
+    crate::loading::edit(&folder.path().join("adapter_config.json"), |c| c["r"] = 4_000_000_000u64.into());
+    let message = Adapter::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("lora_A") && message.contains("r = 4000000000"), "{message}");
+    adapter.config.r = 4_000_000_000;
+    let message = adapter.apply(&model).unwrap_err().to_string();
+    assert!(message.contains("this model needs [4000000000, "), "{message}");
+}
+
+/// The paper's targets are every projection a model has: GPT-2 and GPT-NeoX have no gate.
+#[test]
+fn every_family_takes_the_default_targets() {
+    for family in ["gpt2", "gpt-neox", "qwen2"] {
+        let model = load_family(family);
+        let run = model.finetune(&corpus(4), Finetune::lora(2).epochs(1).max_length(32)).unwrap();
+        let mut trained: Vec<&str> =
+            run.model.trainable().keys().map(|name| name.rsplit('.').nth(2).unwrap()).collect();
+        trained.sort_unstable();
+        trained.dedup();
+        assert_eq!(trained.len(), if family == "qwen2" { 7 } else { 6 }, "{family}: {trained:?}");
+    }
 }
