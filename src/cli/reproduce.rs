@@ -45,8 +45,8 @@ pub(crate) struct Args {
     /// A third model to teach; the pair's attention is laid onto its tokens
     #[arg(long, value_name = "MODEL")]
     onto: Option<String>,
-    /// What is compared: names as in the results, or `all`; the paper's conditions and plain training of equal steps when
-    /// left out. `probe_difference` follows the probes of --guide-probe (of all facts asked about when left out),
+    /// What is compared: names as in the results, or `all`; when left out the paper's conditions, the large model's attention,
+    /// and plain training of equal steps. `probe_difference` follows the probes of --guide-probe (of all facts asked about when left out),
     /// `heads_difference` the layers or heads chosen; these options bring their condition with them
     #[arg(long, value_delimiter = ',')]
     conditions: Vec<String>,

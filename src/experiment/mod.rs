@@ -22,7 +22,8 @@
 //! The first seven are [`Condition::MAIN`]. The script's difference is rounding noise; here it is exactly 0, and ties rank in
 //! the order of the text, so both of its guides drop by position.
 //!
-//! Source: paper, section 4; the second and third controls are this library's.
+//! Source: paper, section 4, for `plain`, `random`, `own_attention` and `attention_difference`; the authors' script for the last
+//! two rows; the other controls are this library's.
 
 mod cell;
 mod condition;
