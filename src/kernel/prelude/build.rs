@@ -40,6 +40,7 @@ pub(super) fn build(
 ) -> Result<()> {
     say("building the library for notebooks, once per installation");
     let start = std::time::Instant::now();
+    let metadata = metadata(toolchain, source, features)?;
     let mut child = cargo(toolchain, source, features)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -71,19 +72,13 @@ pub(super) fn build(
             last_lines[from..].join("\n")
         )));
     }
-    collect(toolchain, source, features, folder, &artifacts)?;
+    collect(toolchain, &metadata, folder, &artifacts)?;
     say(&format!("ready after {:.1} s: {}", start.elapsed().as_secs_f64(), folder.display()));
     Ok(())
 }
 
 /// Links everything the compiler of cells needs into `folder`, by way of a temporary one.
-fn collect(
-    toolchain: &Toolchain,
-    source: &Path,
-    features: &[&str],
-    folder: &Path,
-    artifacts: &[Value],
-) -> Result<()> {
+fn collect(toolchain: &Toolchain, metadata: &Value, folder: &Path, artifacts: &[Value]) -> Result<()> {
     let parent = folder.parent().unwrap_or(folder);
     let temporary = tempfile::tempdir_in(parent).map_err(Error::io(parent))?;
     let into = temporary.path();
@@ -113,8 +108,7 @@ fn collect(
         }
     }
     let mut crates = BTreeMap::new();
-    let metadata = metadata(toolchain, source, features)?;
-    for (name, id, package, version) in direct_dependencies(&metadata) {
+    for (name, id, package, version) in direct_dependencies(metadata) {
         if let Some((file, features)) = by_package.get(id.as_str()) {
             let features = features.clone();
             crates.insert(name, Crate { package, version, file: file.clone(), features });
@@ -139,7 +133,7 @@ fn collect(
     }
     let sources = into.join(analysis::METADATA);
     let text =
-        serde_json::to_vec(&analysis::metadata(&metadata)).map_err(|e| Error::Stopped(e.to_string()))?;
+        serde_json::to_vec(&analysis::metadata(metadata)).map_err(|e| Error::Stopped(e.to_string()))?;
     std::fs::write(&sources, text).map_err(Error::io(&sources))?;
     let text = serde_json::to_vec_pretty(&prelude).map_err(|e| Error::Stopped(e.to_string()))?;
     let list = into.join(MANIFEST);
@@ -148,10 +142,12 @@ fn collect(
     std::fs::rename(&made, folder).map_err(Error::io(folder))
 }
 
+/// What cargo knows of this package and all it may depend on. That includes the crates of the tests and benches, which nothing
+/// has downloaded where only the program was built, so cargo may use the network for these.
 fn metadata(toolchain: &Toolchain, source: &Path, features: &[&str]) -> Result<Value> {
     let mut command = Command::new(&toolchain.cargo);
     compiler::as_before(&mut command);
-    command.current_dir(source).args(["metadata", "--format-version", "1", "--offline", "--locked"]);
+    command.current_dir(source).args(["metadata", "--format-version", "1", "--locked"]);
     command.arg("--filter-platform").arg(toolchain.host()?);
     command.args(["--features", &features.join(",")]);
     let out = command.stdin(Stdio::null()).output().map_err(Error::io(&toolchain.cargo))?;
