@@ -436,7 +436,7 @@ fn read_artifacts(folder: &Path, messages: &str, deps: &Path) -> Result<Extra> {
     }
     let out = real_cargo()?
         .current_dir(folder)
-        .args(["metadata", "--format-version", "1", "--offline"])
+        .args(["metadata", "--format-version", "1"])
         .output()
         .map_err(Error::io("cargo"))?;
     let metadata: Value = serde_json::from_slice(&out.stdout).map_err(|_| {
