@@ -1,11 +1,10 @@
 //! What to measure, and how.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::Document;
+use crate::corpus::{Document, marked_fields};
 use crate::error::{Error, Result};
 use crate::model::{DecoderConfig, Detail, Devices};
 
@@ -315,8 +314,7 @@ impl Attend {
             return Err(Error::option("batch_tokens", 0, "at least 1"));
         }
         let Probes::Fields(fields) = &self.probes else { return Ok(()) };
-        let marked: BTreeSet<&str> =
-            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+        let marked = marked_fields(documents);
         match fields.iter().find(|field| !documents.is_empty() && !marked.contains(field.as_str())) {
             None => Ok(()),
             Some(field) => {

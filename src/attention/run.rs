@@ -167,14 +167,14 @@ fn run(
     let lasting = options.maps.is_empty() && model.is_settled();
     let cache = if lasting { &options.cache } else { &super::Cache::Off };
     let cache = Mutex::new(Store::open(cache));
-    let versions = Provenance::new("");
+    let program = Provenance::new("").program();
     let total = todo.iter().map(Prepared::cost).sum::<usize>() * model.count();
     let progress = Progress::start(format!("attention of {}", model.name()), total as u64, "tokens");
     let mut groups = Groups::new(model, options);
     let next = || {
         let cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
         let key = |at: usize| {
-            cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context, &versions))
+            cache.is_on().then(|| key(model, &documents[at], &todo[at], options, context, &program))
         };
         Ok(groups.next(&todo, &cache, key))
     };
@@ -378,7 +378,7 @@ fn key(
     prepared: &Prepared,
     options: &Attend,
     context: usize,
-    versions: &Provenance,
+    program: &str,
 ) -> String {
     let probes: String = prepared.probes.iter().map(|(field, p)| format!("{field} {p}\n")).collect();
     let mut parts = vec![
@@ -390,7 +390,7 @@ fn key(
         document.text.clone(),
     ];
     parts.push(probes);
-    parts.push(versions.program());
+    parts.push(program.into());
     // Which probes are wanted is already said by the probes found.
     let options = options.describe(context).into_iter().filter(|(name, _)| *name != "probes");
     parts.extend(options.map(|(name, value)| format!("{name}={value}")));
@@ -459,8 +459,8 @@ mod tests {
             let mut cache = Store::open(&Cache::Folder(path));
             let mut groups = Groups { from: 0, missed: BTreeSet::new(), most: (64, 60) };
             let mut cuts = Vec::new();
-            let versions = Provenance::new("");
-            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64, &versions));
+            let program = Provenance::new("").program();
+            let key = |at: usize| Some(key(&model, &documents[at], &todo[at], &options, 64, &program));
             while let Some(group) = groups.next(&todo, &cache, key) {
                 cuts.push(group.from);
                 for (at, (key, found)) in (group.from..).zip(group.texts) {
@@ -485,7 +485,7 @@ mod tests {
         let (model, documents) = some();
         let options = Attend::new();
         let prepared = Prepared::new(model.tokenizer(), &documents[0], &options, 64).unwrap();
-        let key = |versions: &Provenance| key(&model, &documents[0], &prepared, &options, 64, versions);
+        let key = |made: &Provenance| key(&model, &documents[0], &prepared, &options, 64, &made.program());
         let here = Provenance::new("x");
         assert_eq!(key(&here), key(&Provenance::new("another command")));
         for name in here.crates.keys() {

@@ -1,11 +1,10 @@
 //! `cluescope augment`: a training corpus with thinned-out or rearranged copies.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cluescope::augment::{ALPHA, Augment, BETA, Eda, Pieces, Protect, Removal, Synonyms};
 use cluescope::contrast::{GuideText, load_tokenizer};
-use cluescope::corpus::{Corpus, Document};
+use cluescope::corpus::{Corpus, Document, marked_fields};
 use cluescope::tokens::Tokenizer;
 use cluescope::{Error, Result};
 
@@ -166,8 +165,7 @@ impl Args {
 
     /// The tokens never dropped; a fact that no text marks is refused.
     fn protected(&self, documents: &[Document]) -> anyhow::Result<Vec<Protect>> {
-        let marked: BTreeSet<&str> =
-            documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+        let marked = marked_fields(documents);
         let known = |name: &String| match name.as_str() {
             "punctuation" => Ok(Protect::Punctuation),
             "comma-and-stop" => Ok(Protect::CommaAndStop),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use cluescope::attention::{Aggregation, Per};
 use cluescope::augment::{ALPHA, BETA};
 use cluescope::contrast::{Contrast, Contrasting, Guide, contrast_sources, load_config, load_tokenizer};
+use cluescope::corpus::marked_fields;
 use cluescope::files::make_ready;
 use cluescope::report::{Colours, HeadsPicture, Page, Section, Table, TextPicture};
 
@@ -94,8 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     let devices = args.device.choose()?;
     let corpus = super::texts(&args.corpus)?;
-    let marked: BTreeSet<&str> =
-        corpus.documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect();
+    let marked = marked_fields(&corpus.documents);
     args.refuse_idle_options(&marked)?;
     if args.figures.is_some() && marked.is_empty() {
         let expected = "left out: the figures are of the places where facts are about to be told, and the corpus marks none";

@@ -137,7 +137,7 @@ mod commands {
         let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         anyhow::ensure!(
             package.join("Cargo.toml").is_file(),
-            "this program was built without notebooks; in a clone of cluescope: cargo install --path . --features kernel"
+            "this program was built without notebooks; in a clone of cluescope: cargo install --locked --path . --features kernel"
         );
         eprintln!("building the notebook engine; the first time takes ten to twenty minutes");
         let mut cargo = std::process::Command::new("cargo");

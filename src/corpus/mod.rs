@@ -26,7 +26,7 @@ mod squad;
 mod tagged;
 mod templates;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -164,6 +164,11 @@ impl Corpus {
         let questions = self.questions.iter().filter(|q| q.document == id).cloned().collect();
         Ok(Corpus { documents, questions, examples: self.examples.clone() })
     }
+}
+
+/// The kinds of fact that any of `documents` marks.
+pub fn marked_fields(documents: &[Document]) -> BTreeSet<&str> {
+    documents.iter().flat_map(|d| &d.spans).map(|span| span.field.as_str()).collect()
 }
 
 impl Document {

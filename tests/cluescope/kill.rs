@@ -8,7 +8,9 @@ use cluescope::corpus::Biographies;
 use cluescope::model::{DecoderConfig, Model};
 use cluescope::random::Stream;
 use cluescope::tokens::Tokenizer;
-use cluescope::train::{Mixture, Recipe, Size, pretrain};
+use cluescope::train::{Mixture, Recipe, pretrain};
+
+use super::toys::tiny_recipe;
 
 /// Kills a stage, each while it is at work.
 const KILLS: usize = 20;
@@ -303,19 +305,7 @@ fn reproduce_killed() {
 
 /// A chain of two cycles, as the large model's.
 fn recipe() -> Recipe {
-    let nano = Recipe::nano(Size::Small);
-    let first = Recipe {
-        name: "tiny-first".into(),
-        steps: 40,
-        tokenizer_texts: 60,
-        vocab_size: 400,
-        batch_size: 2,
-        layers: 1,
-        hidden_size: 64,
-        intermediate_size: 128,
-        mixture: Mixture { residents: 40, echo_share: 0.0, ..nano.mixture },
-        ..nano
-    };
+    let first = Recipe { name: "tiny-first".into(), steps: 40, ..tiny_recipe(40) };
     let mixture = Mixture { resident_share: 0.1, ..first.mixture.clone() };
     Recipe { name: "tiny".into(), steps: 30, mixture, before: Some(Box::new(first.clone())), ..first }
 }

@@ -1,10 +1,11 @@
-//! Small random models and marked texts for tests of attention and contrasts.
+//! Small random models, marked texts and pretrainings of seconds, for tests.
 
 use cluescope::attention::{Attend, Cache};
 use cluescope::contrast::ModelPair;
 use cluescope::corpus::{Corpus, Document, Span};
 use cluescope::model::{DecoderConfig, Model};
 use cluescope::tokens::Tokenizer;
+use cluescope::train::{Mixture, Recipe, Size};
 
 /// Biographies with marked facts; `[field|text]` marks one.
 fn document(id: &str, marked: &str) -> Document {
@@ -66,5 +67,20 @@ pub(super) fn near(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
     for (x, y) in a.iter().zip(b) {
         assert!((x - y).abs() <= tolerance, "{a:?}\n{b:?}");
+    }
+}
+
+/// A pretraining of seconds, for as many steps as a test asks for.
+pub(super) fn tiny_recipe(residents: usize) -> Recipe {
+    let nano = Recipe::nano(Size::Small);
+    Recipe {
+        tokenizer_texts: 60,
+        vocab_size: 400,
+        batch_size: 2,
+        layers: 1,
+        hidden_size: 64,
+        intermediate_size: 128,
+        mixture: Mixture { residents, echo_share: 0.0, ..nano.mixture },
+        ..nano
     }
 }

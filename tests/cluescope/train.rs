@@ -9,10 +9,12 @@ use cluescope::corpus::{Biographies, Corpus, Document};
 use cluescope::model::{Batch, DecoderConfig, Logits, LoraConfig, Model, Want};
 use cluescope::tokens::Tokenizer;
 use cluescope::train::{
-    AdamW, AdamWConfig, Adapter, Batching, Finetune, LearningRate, Mixture, Prepared, Recipe, Run, Schedule,
-    Size, clip_factor, global_norm, pretrain,
+    AdamW, AdamWConfig, Adapter, Batching, Finetune, LearningRate, Prepared, Recipe, Run, Schedule,
+    clip_factor, global_norm, pretrain,
 };
 use serde_json::Value;
+
+use super::toys::tiny_recipe;
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -233,20 +235,9 @@ fn no_window_holds_two_versions_of_a_text() {
 
 #[test]
 fn a_pretraining_that_diverges_keeps_its_batch() {
-    let nano = Recipe::nano(Size::Small);
-    let recipe = Recipe {
-        steps: 3,
-        tokenizer_texts: 60,
-        vocab_size: 400,
-        batch_size: 2,
-        layers: 1,
-        hidden_size: 64,
-        intermediate_size: 128,
-        // No f32 holds a weight after such a step.
-        adamw: AdamWConfig { weight_decay: 1e300, ..nano.adamw },
-        mixture: Mixture { residents: 40, echo_share: 0.0, ..nano.mixture },
-        ..nano
-    };
+    let tiny = tiny_recipe(40);
+    // No f32 holds a weight after such a step.
+    let recipe = Recipe { steps: 3, adamw: AdamWConfig { weight_decay: 1e300, ..tiny.adamw }, ..tiny };
     let folder = tempfile::tempdir().unwrap();
     let message = pretrain(&recipe, folder.path()).unwrap_err().to_string();
     let kept = folder.path().join("nano-small/failed-batch.json");
@@ -370,19 +361,7 @@ fn settings_of_many_digits_are_known_again() {
     }
     let read_back = |x: &f64| serde_json::from_str::<f64>(&serde_json::to_string(x).unwrap()).unwrap();
     let rate = (1..10_000).map(|i| 1e-3 / f64::from(i)).find(|x| read_back(x) != *x).unwrap();
-    let nano = Recipe::nano(Size::Small);
-    let recipe = Recipe {
-        steps: 2,
-        tokenizer_texts: 60,
-        vocab_size: 400,
-        batch_size: 2,
-        layers: 1,
-        hidden_size: 64,
-        intermediate_size: 128,
-        learning_rate: rate,
-        mixture: Mixture { residents: 8, echo_share: 0.0, ..nano.mixture },
-        ..nano
-    };
+    let recipe = Recipe { steps: 2, learning_rate: rate, ..tiny_recipe(8) };
     let folder = tempfile::tempdir().unwrap();
     pretrain(&recipe, folder.path()).unwrap();
     let weights = folder.path().join("nano-small/model.safetensors");
